@@ -1,0 +1,119 @@
+"""Files and folders that appear whole or not at all. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edgewise.errors import NoSpaceError
+
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """'sha256:...' of a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # surrogatepass: a text with a lone surrogate must have a digest too
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextmanager
+def disk_full_is_clear(place: Path) -> Iterator[None]:
+    """Turn 'no space left' into an error that names the place and how much room is left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise no_space(place) from error
+
+
+def no_space(place: Path, needed: int | None = None) -> NoSpaceError:
+    """The error for a full disk; `needed` in bytes."""
+    there = place if place.exists() else place.parent
+    free = shutil.disk_usage(there).free if there.exists() else 0
+    wanted = f", {needed / 1e6:.0f} MB needed" if needed else ""
+    return NoSpaceError(f"no space left for {place}: {free / 1e6:.0f} MB free{wanted}; free some, or use another --out")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_clear(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)  # mkstemp makes it private to this user
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+
+    What stood at `path` before is replaced in the last step.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        with disk_full_is_clear(path):
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp makes it private to this user
+        replace_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put folder `new` in the place of `path`; both on one file system."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+        path.replace(old / path.name)
+        new.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        new.replace(path)
+
+
+def sweep_partials(folder: Path) -> None:
+    """Remove what a killed run left half-written in `folder`."""
+    if not folder.is_dir():
+        return
+    for left in folder.glob(".*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    for old in folder.glob(".*.old"):
+        # Killed between the two renames of replace_folder: what stood there before is still good.
+        for kept in old.iterdir():
+            if not (folder / kept.name).exists():
+                with suppress(OSError):
+                    kept.replace(folder / kept.name)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,359 @@
+"""The nouns that cross between rooms. Standard library only: a device reads these too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from edgewise.errors import PlanError, nearest
+
+Task = Literal[
+    "text-classification",
+    "token-classification",
+    "feature-extraction",
+    "fill-mask",
+    "text-generation",
+    "text2text-generation",
+    "image-classification",
+]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "coreml", "dml", "qnn", "webgpu", "xnnpack"]
+Precision = Literal["fp32", "int8-dynamic", "int8-static"]
+Calibration = Literal["minmax", "entropy", "percentile"]
+GraphLevel = Literal["disabled", "basic", "extended", "all"]
+Kind = Literal["measured", "estimated", "unavailable"]
+Status = Literal["ok", "failed"]
+Stage = Literal["train", "export", "profile", "confirm"]
+Scenario = Literal["none", "single-stream", "offline", "accuracy"]
+Op = Literal["<=", ">="]
+
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a bundle is made from a checkpoint. `name` is its short name; `Recipe.parse` reads one."""
+
+    precision: Precision = "fp32"
+    optimize: Literal["O1", "O2", "O3"] | None = None
+    """Optimum's graph optimization level, applied and saved at export time; None leaves the graph as exported."""
+    per_channel: bool = True
+    """One scale a column of a weight matrix instead of one a matrix (int8 only)."""
+    symmetric_weights: bool | None = None
+    """int8 weights signed and symmetric (True), unsigned (False), or by the CPU preset (None)."""
+    reduce_range: bool = False
+    """7-bit weights: avoids the 16-bit saturation of AVX2 and AVX512 without VNNI."""
+    preset: Literal["auto", "avx2", "avx512", "avx512_vnni", "arm64"] = "auto"
+    """Optimum's quantization preset; auto takes that of the CPU at hand."""
+    calibration: Calibration = "minmax"
+    calibration_rows: int = 200
+    """Rows of train that calibrate the activation ranges (int8-static only)."""
+    keep: tuple[str, ...] = ()
+    """Suffixes of node names that stay in fp32 (int8 only), for example 'output/dense/MatMul'."""
+
+    @property
+    def name(self) -> str:
+        """Short and unique: the base name and what differs from its defaults."""
+        base, start = _RECIPE_BASES_BY_KIND[(self.precision, self.optimize)]
+        if self == start:
+            return base
+        changed = [
+            f"{f.name}={_option_text(getattr(self, f.name))}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(start, f.name)
+        ]
+        return "+".join([base, *changed])
+
+    @property
+    def quantized(self) -> bool:
+        return self.precision != "fp32"
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read a short name such as 'int8-dynamic' or 'int8-dynamic+per_channel=false'.
+
+        Raises PlanError for a name or an option that does not exist.
+        """
+        base, *options = text.split("+")
+        if base not in RECIPES:
+            raise PlanError(f"unknown recipe {base!r}: {nearest(base, tuple(RECIPES))}")
+        changes: dict[str, Any] = {}
+        allowed = {f.name: f for f in fields(cls) if f.name not in ("precision", "optimize")}
+        for option in options:
+            key, eq, value = option.partition("=")
+            if not eq or key not in allowed:
+                raise PlanError(f"recipe {text!r}: unknown option {key!r}: {nearest(key, tuple(allowed))}")
+            changes[key] = _read_option(text, key, value)
+        return replace(RECIPES[base], **changes)
+
+
+RECIPES: dict[str, Recipe] = {
+    "fp32": Recipe(),
+    "fp32-o1": Recipe(optimize="O1"),
+    "fp32-o2": Recipe(optimize="O2"),
+    "fp32-o3": Recipe(optimize="O3"),
+    "int8-dynamic": Recipe(precision="int8-dynamic"),
+    "int8-dynamic-o2": Recipe(precision="int8-dynamic", optimize="O2"),
+    "int8-static": Recipe(precision="int8-static"),
+}
+"""Short names. int8-dynamic-o2 quantizes the optimized graph."""
+
+_RECIPE_BASES_BY_KIND = {(r.precision, r.optimize): (name, r) for name, r in RECIPES.items()}
+
+_OPTION_VALUES: dict[str, dict[str, Any]] = {
+    "per_channel": {"true": True, "false": False},
+    "reduce_range": {"true": True, "false": False},
+    "symmetric_weights": {"true": True, "false": False},
+    "preset": {p: p for p in ("auto", "avx2", "avx512", "avx512_vnni", "arm64")},
+    "calibration": {c: c for c in get_args(Calibration)},
+}
+
+
+def _option_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read_option(recipe: str, key: str, value: str) -> Any:
+    if key == "keep":
+        return tuple(part for part in value.split(",") if part)
+    if key == "calibration_rows":
+        if not value.isdigit() or int(value) < 1:
+            raise PlanError(f"recipe {recipe!r}: calibration_rows={value!r} must be a whole number of at least 1")
+        return int(value)
+    known = _OPTION_VALUES[key]
+    if value not in known:
+        raise PlanError(f"recipe {recipe!r}: {key}={value!r} must be one of {', '.join(known)}")
+    return known[value]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is free to choose when a bundle runs; part of what is measured, and written into the bundle."""
+
+    provider: Provider = "cpu"
+    provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    threads: int = 1
+    """Threads inside one operator (intra-op)."""
+    max_length: int | None = None
+    """Tokens a text is cut to, special tokens included; None: what the model allows."""
+    batch_size: int = 1
+    """Inputs that go through the graph together. The batch changes the answers of dynamic int8: 1 unless measured."""
+    graph_optimization: GraphLevel = "all"
+    """What ONNX Runtime does to the graph when the session is created."""
+
+    def __post_init__(self) -> None:
+        if self.provider not in PROVIDERS:
+            raise PlanError(f"unknown provider {self.provider!r}: {nearest(str(self.provider), PROVIDERS)}")
+        if self.graph_optimization not in get_args(GraphLevel):
+            raise PlanError(
+                f"graph_optimization is {self.graph_optimization!r}; expected {', '.join(get_args(GraphLevel))}"
+            )
+        for name, low in (("threads", 1), ("batch_size", 1), ("max_length", 3)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if (value is None and name != "max_length") or (value is not None and not (whole and value >= low)):
+                raise PlanError(f"{name} is {value!r}; expected a whole number of at least {low}")
+
+    def text(self) -> str:
+        """For people: 'cpu, 2 threads, length 64'."""
+        parts = [self.provider, f"{self.threads} thread{'s' * (self.threads != 1)}"]
+        if self.max_length is not None:
+            parts.append(f"length {self.max_length}")
+        if self.batch_size != 1:
+            parts.append(f"batch {self.batch_size}")
+        if self.provider_options:
+            parts.append(json.dumps(dict(self.provider_options), sort_keys=True))
+        if self.graph_optimization != "all":
+            parts.append(f"graph optimization {self.graph_optimization}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine, given: its inventory entry."""
+
+    name: str = "here"
+    python: str | None = None
+    """Interpreter that runs the worker, for a device with an onnxruntime build of its own; None: this one."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a bundle is measured: a device and run settings."""
+
+    device: str = "here"
+    run: RunSettings = RunSettings()
+
+    def text(self) -> str:
+        return f"{self.device}: {self.run.text()}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its unit, its bounds and its conditions."""
+
+    name: str
+    unit: str
+    """Canonical: s, B, 1, points, 1/s."""
+    value: float | None
+    """None when kind is unavailable."""
+    low: float | None = None
+    """One-sided lower bound at `level`; low and high together hold at 2 * level - 1."""
+    high: float | None = None
+    level: float | None = None
+    method: str = ""
+    n: int = 0
+    """Size of the sample behind the value."""
+    kind: Kind = "measured"
+    why: str = ""
+    """Why it is unavailable, estimated, or has no bounds."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was found for one bundle on one target in one scenario, or why nothing was."""
+
+    candidate: str
+    recipe: str
+    """Short name of the recipe; '' for a stage before export."""
+    content_digest: str | None
+    target: Target | None
+    scenario: Scenario
+    stage: Stage
+    status: Status = "ok"
+    reason: str = ""
+    """In words, when status is failed."""
+    inputs_digest: str = ""
+    """sha256 of the rows that were used."""
+    conditions: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """JSON-able: the machine's fingerprint, length distribution, stopping rule, placement, versions."""
+    metrics: tuple[Metric, ...] = ()
+    id: int | None = None
+    """Row number in the store, once it stands there."""
+
+    def metric(self, name: str) -> Metric | None:
+        return next((m for m in self.metrics if m.name == name), None)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit that a metric must keep, in canonical units."""
+
+    metric: str
+    op: Op
+    limit: float
+    unit: str
+    relative_to: str | None = None
+    """The recipe that a drop is measured against, for example 'fp32'."""
+    text: str = ""
+    """As the user wrote it."""
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass of this module as JSON-able dict (mappings copied, tuples as lists)."""
+    result: dict[str, Any] = asdict(value)
+    return result
+
+
+def run_from_dict(data: Mapping[str, Any]) -> RunSettings:
+    """Run settings from JSON; keys of a newer minor format are ignored."""
+    known = {f.name for f in fields(RunSettings)}
+    return RunSettings(**{k: v for k, v in data.items() if k in known})
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from JSON; keys of a newer minor format are ignored."""
+    known = {f.name for f in fields(Recipe)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+    return Recipe(**values)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle on one target with all that is known of it: a wide summary row, and what the selector reads.
+
+    A candidate that failed before there was a bundle is an entry too: status failed, with its reason.
+    """
+
+    candidate: str
+    recipe: str
+    content_digest: str | None
+    target: Target | None
+    metrics: Mapping[str, Metric] = field(default_factory=dict, hash=False)
+    """By name; of val where a metric depends on rows."""
+    status: Status = "ok"
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        """For people and for lookups: 'l6/int8-dynamic on here: cpu, 1 thread, length 64'."""
+        where = f" on {self.target.text()}" if self.target else ""
+        return f"{self.candidate}{f'/{self.recipe}' if self.recipe else ''}{where}"
+
+
+@dataclass(frozen=True)
+class BudgetCheck:
+    """One budget held against one entry."""
+
+    budget: Budget
+    value: float | None
+    """Point estimate, canonical unit; None when it was not measured."""
+    bound: float | None
+    """The bound that must keep the limit: the upper one for <=, the lower one for >=."""
+    margin: float | None
+    """Room between bound and limit, canonical unit; negative when the budget is broken."""
+    met: bool
+    words: str
+    """'p95 is 12.1 ms, at most 12.4 ms at 95%: 2.4 ms over the budget of 10 ms'."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the selector says of one entry, and why."""
+
+    entry: Entry
+    checks: tuple[BudgetCheck, ...]
+    feasible: bool
+    pareto: bool
+    """Nothing measured on the same device is at least as good in every objective and better in one."""
+    dominated_by: str | None
+    """Key of an entry that dominates it."""
+    rank: int | None
+    """1 is the best of the feasible; None when not feasible."""
+    tied_with: tuple[str, ...] = ()
+    """Keys of entries that the first objective cannot tell from it."""
+    reason: str = ""
+    """In words and numbers: why it was chosen or not."""
+
+
+@dataclass(frozen=True)
+class ConfirmTry:
+    """One candidate winner held against fresh rows and fresh processes."""
+
+    key: str
+    passed: bool
+    checks: tuple[BudgetCheck, ...]
+    reason: str
+    metrics: Mapping[str, Metric] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice for one device."""
+
+    device: str
+    budgets: tuple[Budget, ...]
+    objective: tuple[str, ...]
+    confidence: float
+    chosen: Verdict | None
+    verdicts: tuple[Verdict, ...]
+    """All entries: the feasible by rank, then the others by how near they are."""
+    sentence: str
+    """The answer in one sentence."""
+    confirmed: tuple[ConfirmTry, ...] = ()
+    """In the order tried; empty when nothing was confirmed yet."""

@@ -1,0 +1,164 @@
+"""Metrics by name, their units, and the one grammar for limits: 'p95 <= 10 ms', 'accuracy_drop <= 0.5 points of fp32'.
+
+MB = 10^6 bytes, MiB = 2^20. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from edgewise.errors import PlanError, nearest
+from edgewise.types import Budget, Op
+
+Better = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What a metric is."""
+
+    unit: str
+    """Canonical unit: s, B, 1 (a fraction), points, 1/s."""
+    better: Better
+    about: str
+    """One sentence for reports and docs."""
+
+
+_TIME = "time of one call, from text to answer, tokenizing included, in a warmed-up process"
+
+METRICS: dict[str, MetricKind] = {
+    "p50": MetricKind("s", "lower", f"Median {_TIME}."),
+    "p90": MetricKind("s", "lower", f"90th percentile of the {_TIME}."),
+    "p95": MetricKind("s", "lower", f"95th percentile of the {_TIME}."),
+    "p99": MetricKind("s", "lower", f"99th percentile of the {_TIME}."),
+    "p99.9": MetricKind("s", "lower", f"99.9th percentile of the {_TIME}."),
+    "latency_mean": MetricKind("s", "lower", f"Mean {_TIME}."),
+    "throughput": MetricKind("1/s", "higher", "Inputs answered a second, one call after the other."),
+    "startup": MetricKind("s", "lower", "From starting the process to its first answer, files in the page cache."),
+    "startup_interpreter": MetricKind("s", "lower", "From starting the process to the first line of Python."),
+    "startup_imports": MetricKind("s", "lower", "Importing edgewise, numpy, onnxruntime and tokenizers."),
+    "startup_load": MetricKind("s", "lower", "Reading the manifest, hashing the files, reading the tokenizer."),
+    "startup_session": MetricKind("s", "lower", "Creating the ONNX Runtime session."),
+    "startup_first": MetricKind("s", "lower", "The first answer."),
+    "peak_rss": MetricKind("B", "lower", "Largest resident memory of the fresh process (VmHWM), interpreter included."),
+    "empty_rss": MetricKind("B", "lower", "Resident memory of the same process before it imported the runtime."),
+    "pss": MetricKind("B", "lower", "Proportional memory after the last call: shared pages count in part."),
+    "uss": MetricKind("B", "lower", "Memory after the last call that ending the process would free."),
+    "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
+    "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
+    "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
+    "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
+    "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
+    "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
+}
+"""Every metric that can be a budget or an objective."""
+
+PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
+UNITS: dict[str, dict[str, float]] = {
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0},
+    "B": {
+        "B": 1.0,
+        "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9,
+        "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+    },
+    "1": {"": 1.0, "%": 0.01},
+    "points": {"points": 1.0, "point": 1.0, "pp": 1.0},
+    "1/s": {"/s": 1.0, "1/s": 1.0, "/min": 1 / 60},
+}  # fmt: skip
+"""Canonical unit -> accepted unit -> factor."""
+
+RELATIVE = ("accuracy_drop", "changed_answers")
+"""Metrics that compare with a reference recipe."""
+
+_LIMIT = re.compile(
+    r"^\s*(?P<op><=|>=|<|>|==|=)?\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
+    r"\s*(?P<unit>[^\s\d]\S*)?(?:\s+of\s+(?P<of>\S+))?\s*$"
+)
+_BUDGET = re.compile(r"^\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?P<limit>(?:<=|>=|<|>|=).*)$")
+
+
+def parse_limit(metric: str, text: str) -> Budget:
+    """The limit of one metric, for example ('p95', '<= 10 ms').
+
+    Raises PlanError for an unknown metric, a missing or wrong unit, or a limit that points the wrong way.
+    """
+    kind = METRICS.get(metric)
+    if kind is None:
+        raise PlanError(f"unknown metric {metric!r}: {nearest(metric, tuple(METRICS))}")
+    match = _LIMIT.match(str(text))
+    if not match:
+        raise PlanError(f"{metric}: {text!r} is no limit; expected one like {_example(metric)!r}")
+    wanted: Op = "<=" if kind.better == "lower" else ">="
+    if match["op"] != wanted:
+        raise PlanError(
+            f"{metric}: {text!r} must start with {wanted}, as {kind.better} is better; for example {_example(metric)!r}"
+        )
+    number = float(match["number"])
+    if not math.isfinite(number):
+        raise PlanError(f"{metric}: {text!r} is not a finite number")
+    unit = match["unit"] or ""
+    if unit not in UNITS[kind.unit]:
+        known = ", ".join(u for u in UNITS[kind.unit] if u)
+        given = f"unit {unit!r} does not fit" if unit else "the unit is missing"
+        raise PlanError(f"{metric}: {text!r}: {given}; expected {known}, for example {_example(metric)!r}")
+    if match["of"] and metric not in RELATIVE:
+        raise PlanError(f"{metric}: 'of {match['of']}' only fits {', '.join(RELATIVE)}")
+    return Budget(
+        metric=metric,
+        op=wanted,
+        limit=number * UNITS[kind.unit][unit],
+        unit=kind.unit,
+        relative_to=match["of"] or ("fp32" if metric in RELATIVE else None),
+        text=f"{metric} {' '.join(str(text).split())}",
+    )
+
+
+def parse_budget(text: str) -> Budget:
+    """A whole budget as typed after --budget, for example 'p95 <= 10 ms'."""
+    match = _BUDGET.match(text)
+    if not match:
+        raise PlanError(f"{text!r} is no budget; expected one like 'p95 <= 10 ms' or 'accuracy >= 0.8'")
+    return parse_limit(match["metric"], match["limit"])
+
+
+def check_metric(name: str) -> str:
+    """`name`, if it is a metric; else PlanError with the nearest name."""
+    if name not in METRICS:
+        raise PlanError(f"unknown metric {name!r}: {nearest(name, tuple(METRICS))}")
+    return name
+
+
+def _example(metric: str) -> str:
+    kind = METRICS[metric]
+    number = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s"}[kind.unit]
+    return f"{'<=' if kind.better == 'lower' else '>='} {number}"
+
+
+def show(value: float | None, unit: str) -> str:
+    """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.4%', '0.35 points'."""
+    if value is None:
+        return "-"
+    if unit == "s":
+        for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+            if abs(value) >= factor or name == "µs":
+                return f"{_digits(value / factor)} {name}"
+    if unit == "B":
+        for factor, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")):
+            if abs(value) >= factor or name == "B":
+                return f"{_digits(value / factor)} {name}"
+    if unit == "1":
+        return f"{100 * value:.2f}%"
+    if unit == "points":
+        return f"{value:.2f} points"
+    return f"{_digits(value)} {unit.replace('1/s', '/s')}".strip()
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -1,0 +1,117 @@
+"""Texts to token ids, with tokenizers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from edgewise.bundle import Bundle
+from edgewise.errors import BundleError, InputError
+from edgewise.types import RunSettings
+
+TextInput = str | tuple[str, str]
+"""One text, or a pair of texts for a model that compares two."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Turns texts into the arrays that a graph takes."""
+
+    tokenizer: Tokenizer
+    inputs: tuple[str, ...]
+    """Names that the graph takes, of input_ids, attention_mask, token_type_ids."""
+    pad_id: int
+
+    @classmethod
+    def read(cls, bundle: Bundle, run: RunSettings) -> TextEncoder:
+        """Read the bundle's tokenizer.json; raises BundleError for one that is broken."""
+        preprocessing = bundle.manifest.preprocessing
+        file = bundle.path / preprocessing["tokenizer"]
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{file} is no tokenizer that tokenizers can read: {error}") from error
+        # What the file says of padding and length is for training; here the run settings rule.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        length = run.max_length or preprocessing.get("max_length")
+        if length is not None:
+            tokenizer.enable_truncation(length)
+        return cls(tokenizer, tuple(i.name for i in bundle.manifest.graphs[0].inputs), preprocessing.get("pad_id") or 0)
+
+    def encode(self, items: Sequence[TextInput]) -> list[Encoding]:
+        """Tokenize; raises InputError for what is no text."""
+        try:
+            if len(items) == 1:
+                item = items[0]
+                if isinstance(item, str):
+                    return [self.tokenizer.encode(item)]
+                return [self.tokenizer.encode(*_pair(item))]
+            many: list[Encoding] = self.tokenizer.encode_batch([i if isinstance(i, str) else _pair(i) for i in items])
+            return many
+        except (UnicodeEncodeError, TypeError, ValueError) as error:
+            for item in items:
+                _explain(item)
+            raise InputError(f"the tokenizer cannot read {_short(items)}: {error}") from error
+
+    def arrays(self, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
+        """int64 arrays [batch, longest], padded on the right, by the names that the graph takes."""
+        if len(encodings) == 1:
+            columns = {n: [_column(encodings[0], n)] for n in self.inputs}
+        else:
+            longest = max(len(e) for e in encodings)
+            columns = {
+                n: [
+                    (c := _column(e, n)) + [self.pad_id if n == "input_ids" else 0] * (longest - len(c))
+                    for e in encodings
+                ]
+                for n in self.inputs
+            }
+        return {name: np.array(rows, dtype=np.int64) for name, rows in columns.items()}
+
+
+def _column(encoding: Encoding, name: str) -> list[int]:
+    if name == "input_ids":
+        ids: list[int] = encoding.ids
+        return ids
+    values: list[int] = encoding.attention_mask if name == "attention_mask" else encoding.type_ids
+    return values
+
+
+def _pair(item: object) -> tuple[str, str]:
+    if isinstance(item, tuple) and len(item) == 2 and all(isinstance(t, str) for t in item):
+        return item
+    raise InputError(f"expected a text or a pair of texts, got {_short(item)} of type {type(item).__name__}")
+
+
+def _explain(item: object) -> None:
+    """Raise the error that names what is wrong with one input, if anything is."""
+    for text in (item,) if isinstance(item, str) else _pair(item):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text {_short(text)} has a lone surrogate at character {error.start}, which is no Unicode text: "
+                "decode its bytes with errors='replace'"
+            ) from error
+
+
+def _short(value: object) -> str:
+    shown = ascii(value)  # a lone surrogate cannot be printed
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def texts_of(value: object) -> TextInput:
+    """What `transformers.pipeline` takes for one input: a text, or {'text': ..., 'text_pair': ...}."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("text"), str) and set(value) <= {"text", "text_pair"}:
+        pair = value.get("text_pair")
+        return value["text"] if pair is None else _pair((value["text"], pair))
+    return _pair(value)
+
+
+__all__ = ["TextEncoder", "TextInput", "texts_of"]
