@@ -97,7 +97,7 @@ class Manifest:
     pooling: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the tools that made it."""
-    run: RunSettings = RunSettings()
+    run: RunSettings = field(default_factory=RunSettings)
     """Outside the digest; written by the selector, used by `edgewise.load` unless overridden."""
     chosen: Mapping[str, Any] | None = None
     """Why the selector chose it, outside the digest."""
@@ -254,9 +254,8 @@ def _check_files(folder: Path, files: Mapping[str, FileInfo], verify: Verify) ->
                 f"{path} has {size} bytes, the manifest says {info.size}; export or copy the bundle again"
             )
         if verify == "full" and (found := sha256_file(path)) != info.sha256:
-            raise BundleChangedError(
-                f"{path} has sha256 {found[:12]}…, the manifest says {info.sha256[:12]}…; export or copy the bundle again"
-            )
+            told = f"{found[:12]}…, the manifest says {info.sha256[:12]}…"
+            raise BundleChangedError(f"{path} has sha256 {told}; export or copy the bundle again")
 
 
 def _check_digest(folder: Path, manifest: Manifest, expect: str | None, *, computed: bool) -> None:

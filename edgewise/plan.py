@@ -5,24 +5,27 @@ Every error names the file, the line, the key, the value, and what was expected.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from edgewise.errors import PlanError, nearest, need_extra
+from edgewise.assets import find_asset
+from edgewise.errors import DataError, PlanError, nearest, need_extra
 from edgewise.types import Budget, Device, Provider, Recipe, RunSettings, Target, Task
-from edgewise.units import METRICS, parse_limit
+from edgewise.units import check_metric, parse_limit
 
 try:
     import msgspec
     from msgspec import Meta, Struct, field
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    from edgewise.places import Places
 except ImportError as error:
     raise need_extra("profile", error) from error
 
 Whole = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Strategy = Literal["full", "lora", "none"]
@@ -75,11 +78,11 @@ class TuneSpec(Struct, frozen=True, forbid_unknown_fields=True):
     warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
-    keep_layers: tuple[int, ...] | None = None
+    keep_layers: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] | None = None
     """Depth cut before training: the encoder layers that stay."""
     lora_rank: Whole = 8
-    seed: int = 0
-    seeds: tuple[int, ...] | None = None
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] | None = None
     """One candidate a seed, named NAME-sN."""
 
 
@@ -172,60 +175,77 @@ def read_plan(path: str | Path) -> Plan:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise PlanError(f"{file}: no such plan file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise PlanError(f"{file}:{line}: byte at offset {error.start} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise PlanError(f"{file}: cannot be read: {error.strerror or error}") from error
+    tree = _parse(file, text)
+    at = Places(file, tree, _PlanFile)
+    try:
+        plain = _plain(tree)
+    except RecursionError as error:
+        raise PlanError(f"{file}: an alias (*name) stands inside its own anchor; write the value out") from error
+    try:
+        parsed = msgspec.convert(plain, _PlanFile)
+    except msgspec.ValidationError as error:
+        raise at.explain(str(error)) from error
+    at.finite(plain)
+    return _checked(file, parsed, at)
+
+
+def _parse(file: Path, text: str) -> Any:
+    """The tree of a YAML mapping, with the lines of its keys."""
     try:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise PlanError(f"{file}:{line}: no valid YAML: {error.problem or error.context}") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise PlanError(f"{file}: no valid YAML: {error}") from error
+    except RecursionError as error:
+        raise PlanError(f"{file}: no valid YAML: nested too deeply") from error
     if not isinstance(tree, dict):
-        raise PlanError(f"{file}: a plan is a mapping that starts with 'version: 1'; found {type(tree).__name__}")
-    at = _Places(file, tree)
-    try:
-        parsed = msgspec.convert(_plain(tree), _PlanFile)
-    except msgspec.ValidationError as error:
-        raise at.explain(str(error)) from error
-    return _checked(file, parsed, at)
+        found = {type(None): "nothing", list: "a list"}.get(type(_plain(tree)), repr(tree))
+        raise PlanError(f"{file}:1: a plan is a mapping that starts with 'version: 1'; found {found}")
+    return tree
 
 
-def _checked(file: Path, parsed: _PlanFile, at: _Places) -> Plan:
+def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     """What types cannot say: names that must differ, paths that must exist, limits that must parse."""
-    for i, recipe in enumerate(parsed.recipes):
-        at.guard(Recipe.parse, recipe, "recipes", i)
-    at.unique(parsed.recipes, "recipes", "recipe")
-    at.unique([d.name for d in parsed.devices], "devices", "device")
-    candidates = _expand_seeds(parsed.candidates)
-    at.unique([c.name for c in parsed.candidates], "candidates", "candidate")
-    at.unique([c.name for c in candidates], "candidates", "candidate (with its seeds)")
-    for metric in parsed.budgets:
-        at.guard(lambda metric=metric: parse_limit(metric, parsed.budgets[metric]), None, "budgets", metric)
+    recipes = tuple(at.guard(Recipe.parse, recipe, "recipes", i) for i, recipe in enumerate(parsed.recipes))
+    budgets = tuple(
+        at.guard(lambda text, metric=metric: parse_limit(metric, text), text, "budgets", metric)
+        for metric, text in parsed.budgets.items()
+    )
     for i, metric in enumerate(parsed.objective):
-        if metric not in METRICS:
-            raise at.error(f"unknown metric {metric!r}: {nearest(metric, tuple(METRICS))}", "objective", i)
+        at.guard(check_metric, metric, "objective", i)
+    at.unique([r.name for r in recipes], "recipe", "recipes")
+    at.unique([d.name for d in parsed.devices], "device", "devices")
+    at.unique([c.name for c in parsed.candidates], "candidate", "candidates")
+    at.unique(parsed.objective, "metric", "objective")
     plan = Plan(
         path=file,
         task=parsed.task,
         data=parsed.data,
-        candidates=candidates,
-        recipes=tuple(Recipe.parse(r) for r in parsed.recipes),
+        candidates=_expand_seeds(parsed.candidates, at),
+        recipes=recipes,
         devices=tuple(Device(d.name, d.python) for d in parsed.devices),
         targets=_targets(parsed.devices, at),
-        budgets=tuple(parse_limit(metric, limit) for metric, limit in parsed.budgets.items()),
+        budgets=budgets,
         objective=parsed.objective,
         confidence=parsed.confidence,
         profile=parsed.profile,
     )
     _check_task(plan, at)
     _check_data(plan, at)
+    _check_split(plan.data, at)
     _check_sources(parsed, plan, at)
-    _check_reference(parsed, at)
+    _check_reference(plan, at)
     return plan
 
 
-def _check_task(plan: Plan, at: _Places) -> None:
+def _check_task(plan: Plan, at: Places) -> None:
     if plan.task != "text-classification":
         raise at.error(f"task is {plan.task!r}; `fit` knows text-classification", "task")
     if plan.profile.max_rounds < plan.profile.min_rounds:
@@ -236,12 +256,25 @@ def _check_task(plan: Plan, at: _Places) -> None:
         )
 
 
-def _check_data(plan: Plan, at: _Places) -> None:
+def _check_data(plan: Plan, at: Places) -> None:
     data = plan.data
     if (data.path is None) == (data.dataset is None):
         raise at.error("expected either path (a file) or dataset (a dataset id)", "data")
-    if data.path and not data.path.startswith("asset:") and not plan.resolve(data.path).is_file():
+    if data.path and not _asset_known(data.path, at, "data", "path") and not plan.resolve(data.path).is_file():
         raise at.error(f"path is {data.path!r}; no such file (looked in {file_folder(plan)} too)", "data", "path")
+    rule = data.label if isinstance(data.label, LabelRule) else None
+    if rule and rule.names[0] == rule.names[1]:
+        raise at.error(f"names are {list(rule.names)}; the two must differ", "data", "label", "names")
+    if data.columns is not None:
+        at.unique(data.columns, "column", "data", "columns")
+        label = ("label", "column") if rule else ("label",)
+        used = {("text",): data.text, ("text_pair",): data.text_pair, label: rule.column if rule else data.label}
+        for keys, column in used.items():
+            if isinstance(column, str) and column not in data.columns:
+                raise at.error(f"column {column!r} is not in columns: {nearest(column, data.columns)}", "data", *keys)
+
+
+def _check_split(data: DataSpec, at: Places) -> None:
     if set(data.split) != set(PART_NAMES):
         raise at.error(f"split has {sorted(data.split)}; expected train, val and confirm", "data", "split")
     shares = [s for s in data.split.values() if not isinstance(s, str)]
@@ -253,9 +286,26 @@ def _check_data(plan: Plan, at: _Places) -> None:
         )
     if not shares and data.dataset is None:
         raise at.error("split names the splits of a dataset id; a file is split by shares", "data", "split")
+    if len(set(data.split.values())) < 3 and not shares:
+        raise at.error(
+            f"split is {dict(data.split)}; the three must differ, for example train[:80%] and train[80%:]",
+            "data",
+            "split",
+        )
     for part in data.rows:
         if part not in PART_NAMES:
             raise at.error(f"unknown part {part!r}: {nearest(part, PART_NAMES)}", "data", "rows", part)
+
+
+def _asset_known(source: str, at: Places, *keys: str | int) -> bool:
+    """False for what is no asset:NAME; raises where the name is unknown."""
+    if not source.startswith("asset:"):
+        return False
+    try:
+        find_asset(source.removeprefix("asset:"))
+    except DataError as error:
+        raise at.error(str(error), *keys) from error
+    return True
 
 
 def file_folder(plan: Plan) -> Path:
@@ -263,7 +313,7 @@ def file_folder(plan: Plan) -> Path:
     return plan.path.parent
 
 
-def _check_sources(parsed: _PlanFile, plan: Plan, at: _Places) -> None:
+def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:
     for i, candidate in enumerate(parsed.candidates):
         here = ("candidates", i)
         if (candidate.from_ is None) == (candidate.onnx is None):
@@ -279,6 +329,7 @@ def _check_sources(parsed: _PlanFile, plan: Plan, at: _Places) -> None:
                 )
         elif (
             candidate.from_ is not None
+            and not _asset_known(candidate.from_, at, *here, "from")
             and looks_like_path(candidate.from_)
             and not plan.resolve(candidate.from_).is_dir()
         ):
@@ -292,30 +343,46 @@ def looks_like_path(source: str) -> bool:
     )
 
 
-def _check_reference(parsed: _PlanFile, at: _Places) -> None:
-    for metric, limit in parsed.budgets.items():
-        reference = parse_limit(metric, limit).relative_to
-        if reference is not None and reference not in parsed.recipes:
+def _check_reference(plan: Plan, at: Places) -> None:
+    for budget in plan.budgets:
+        reference = budget.relative_to
+        if reference is not None and reference not in [recipe.name for recipe in plan.recipes]:
             raise at.error(
-                f"{metric} is measured against recipe {reference!r}, which is not among the plan's recipes: add it",
+                f"{budget.metric} is measured against recipe {reference!r}, which is not among the plan's recipes: "
+                f"add it",
                 "budgets",
-                metric,
+                budget.metric,
             )
 
 
-def _expand_seeds(candidates: tuple[CandidateSpec, ...]) -> tuple[CandidateSpec, ...]:
-    expanded: list[CandidateSpec] = []
-    for candidate in candidates:
-        if isinstance(candidate.tune, TuneSpec) and candidate.tune.seeds:
-            for seed in candidate.tune.seeds:
-                tune = msgspec.structs.replace(candidate.tune, seed=seed, seeds=None)
-                expanded.append(msgspec.structs.replace(candidate, name=f"{candidate.name}-s{seed}", tune=tune))
-        else:
-            expanded.append(candidate)
-    return tuple(expanded)
+def _expand_seeds(candidates: tuple[CandidateSpec, ...], at: Places) -> tuple[CandidateSpec, ...]:
+    expanded: dict[str, CandidateSpec] = {}
+    for i, candidate in enumerate(candidates):
+        here = ("candidates", i, "tune")
+        tune = candidate.tune if isinstance(candidate.tune, TuneSpec) else None
+        if tune and tune.keep_layers:
+            at.unique(tune.keep_layers, "layer", *here, "keep_layers")
+        runs = [candidate]
+        if tune and tune.seeds:
+            at.unique(tune.seeds, "seed", *here, "seeds")
+            runs = [
+                msgspec.structs.replace(
+                    candidate,
+                    name=f"{candidate.name}-s{seed}",
+                    tune=msgspec.structs.replace(tune, seed=seed, seeds=None),
+                )
+                for seed in tune.seeds
+            ]
+        for run in runs:
+            if run.name in expanded:
+                raise at.error(
+                    f"candidate (with its seed) {run.name!r} stands here twice; each must differ", "candidates", i
+                )
+            expanded[run.name] = run
+    return tuple(expanded.values())
 
 
-def _targets(devices: tuple[DeviceSpec, ...], at: _Places) -> tuple[Target, ...]:
+def _targets(devices: tuple[DeviceSpec, ...], at: Places) -> tuple[Target, ...]:
     targets = []
     for i, device in enumerate(devices):
         grid, level = device.run, device.run.graph_optimization
@@ -323,6 +390,8 @@ def _targets(devices: tuple[DeviceSpec, ...], at: _Places) -> tuple[Target, ...]
             if provider not in get_args(Provider):
                 known = nearest(provider, get_args(Provider))
                 raise at.error(f"unknown provider {provider!r}: {known}", "devices", i, "run", "provider", j)
+        for name in ("provider", "threads", "max_length", "batch_size"):
+            at.unique(getattr(grid, name) or (), name, "devices", i, "run", name)
         targets += [
             Target(device.name, RunSettings(provider, grid.provider_options, threads, length, batch, level))
             for provider in cast("tuple[Provider, ...]", grid.provider)  # each was checked just above
@@ -343,98 +412,3 @@ def _plain(node: Any) -> Any:
         if isinstance(node, kind):
             return kind(node)
     return node
-
-
-class _Places:
-    """Knows at which line of the file a key stands."""
-
-    _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
-    _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
-    _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>.*)`$")
-
-    def __init__(self, file: Path, tree: Any) -> None:
-        self.file, self.tree = file, tree
-
-    def error(self, message: str, *keys: str | int) -> PlanError:
-        return PlanError(f"{self.file}:{self.line(keys)}: {self.path(keys)}: {message}")
-
-    def guard(self, check: Any, value: Any, *keys: str | int) -> None:
-        """Run a check, and give its PlanError the place."""
-        try:
-            check() if value is None else check(value)
-        except PlanError as error:
-            raise self.error(str(error), *keys) from error
-
-    def unique(self, names: Any, where: str, what: str) -> None:
-        seen: set[str] = set()
-        for i, name in enumerate(names):
-            if name in seen:
-                raise self.error(f"{what} {name!r} stands here twice; each name must differ", where, i)
-            seen.add(name)
-
-    def explain(self, message: str) -> PlanError:
-        """msgspec's message, with the line, the value, and the nearest key where one is unknown."""
-        found = self._AT.search(message)
-        keys: list[str | int] = []
-        for step in self._STEP.finditer(found["path"][1:] if found else ""):
-            # [...] is msgspec's word for 'some value of this mapping'
-            if step["index"] != "...":
-                keys.append(int(step["index"]) if step["index"] else step["key"])
-        text = message[: found.start()] if found else message
-        if unknown := self._UNKNOWN.match(text):
-            known = self._known_keys(keys)
-            return self.error(
-                f"unknown key {unknown['key']!r}: {nearest(unknown['key'], known)}", *keys, unknown["key"]
-            )
-        if (value := self._value(keys)) is not None and not isinstance(value, dict | list):
-            text += f"; the value is {value!r}"
-        return self.error(text, *keys)
-
-    def _known_keys(self, keys: list[str | int]) -> tuple[str, ...]:
-        kind: Any = _PlanFile
-        for key in keys:
-            kind = _inner(kind) if isinstance(key, int) else _inner(msgspec.structs.fields(kind)[0].type, kind, key)
-        return tuple(f.encode_name for f in msgspec.structs.fields(kind))
-
-    def _value(self, keys: list[str | int]) -> Any:
-        node = self.tree
-        for key in keys:
-            try:
-                node = node[key]
-            except (KeyError, IndexError, TypeError):
-                return None
-        return node
-
-    def line(self, keys: tuple[str | int, ...] | list[str | int]) -> int:
-        """1-based line of the deepest key that the file has."""
-        node: Any = self.tree
-        line = 0
-        for key in keys:
-            try:
-                if isinstance(node, dict):
-                    line = node.lc.key(key)[0]
-                else:
-                    line = node.lc.item(key)[0]
-                node = node[key]
-            except (KeyError, IndexError, TypeError, AttributeError):
-                break
-        return int(line) + 1
-
-    @staticmethod
-    def path(keys: tuple[str | int, ...] | list[str | int]) -> str:
-        text = ""
-        for key in keys:
-            text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-        return text or "plan"
-
-
-def _inner(kind: Any, parent: Any = None, key: str = "") -> Any:
-    """The Struct inside a field's type: through tuples, unions and annotations."""
-    if parent is not None:
-        kind = next((f.type for f in msgspec.structs.fields(parent) if f.encode_name == key), _PlanFile)
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        return kind
-    for arg in get_args(kind):
-        if (found := _inner(arg)) is not None:
-            return found
-    return None

@@ -96,10 +96,9 @@ RECIPES: dict[str, Recipe] = {
     "fp32-o2": Recipe(optimize="O2"),
     "fp32-o3": Recipe(optimize="O3"),
     "int8-dynamic": Recipe(precision="int8-dynamic"),
-    "int8-dynamic-o2": Recipe(precision="int8-dynamic", optimize="O2"),
     "int8-static": Recipe(precision="int8-static"),
 }
-"""Short names. int8-dynamic-o2 quantizes the optimized graph."""
+"""Short names; options are added as in int8-dynamic+per_channel=false."""
 
 _RECIPE_BASES_BY_KIND = {(r.precision, r.optimize): (name, r) for name, r in RECIPES.items()}
 
@@ -187,7 +186,7 @@ class Target:
     """Where and how a bundle is measured: a device and run settings."""
 
     device: str = "here"
-    run: RunSettings = RunSettings()
+    run: RunSettings = field(default_factory=RunSettings)
 
     def text(self) -> str:
         return f"{self.device}: {self.run.text()}"

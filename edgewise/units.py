@@ -76,7 +76,7 @@ RELATIVE = ("accuracy_drop", "changed_answers")
 
 _LIMIT = re.compile(
     r"^\s*(?P<op><=|>=|<|>|==|=)?\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
-    r"\s*(?P<unit>[^\s\d]\S*)?(?:\s+of\s+(?P<of>\S+))?\s*$"
+    r"\s*(?P<unit>(?:1/)?[^\s\d]\S*)?(?:\s+of\s+(?P<of>\S+))?\s*$"
 )
 _BUDGET = re.compile(r"^\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?P<limit>(?:<=|>=|<|>|=).*)$")
 
@@ -100,11 +100,15 @@ def parse_limit(metric: str, text: str) -> Budget:
     number = float(match["number"])
     if not math.isfinite(number):
         raise PlanError(f"{metric}: {text!r} is not a finite number")
+    if number < 0 and metric != "accuracy_drop":
+        raise PlanError(f"{metric}: {text!r}: no {metric} is below 0; expected one like {_example(metric)!r}")
     unit = match["unit"] or ""
     if unit not in UNITS[kind.unit]:
         known = ", ".join(u for u in UNITS[kind.unit] if u)
         given = f"unit {unit!r} does not fit" if unit else "the unit is missing"
         raise PlanError(f"{metric}: {text!r}: {given}; expected {known}, for example {_example(metric)!r}")
+    if kind.unit == "1" and number * UNITS["1"][unit] > 1:
+        raise PlanError(f"{metric}: {text!r}: a share is at most 1, or 100 %; for example {_example(metric)!r}")
     if match["of"] and metric not in RELATIVE:
         raise PlanError(f"{metric}: 'of {match['of']}' only fits {', '.join(RELATIVE)}")
     return Budget(

@@ -1,0 +1,39 @@
+"""Where a candidate comes from: a folder, a hub id, or an asset; always a local folder in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgewise.errors import CheckpointError
+
+# No pickles, no other frameworks' weights, no code.
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "onnx/*"]
+
+
+def local_folder(source: str, resolve: Callable[[str], Path]) -> Path:
+    """The local folder of a checkpoint: `asset:NAME`, a path (through `resolve`), or a hub id, fetched once.
+
+    Raises CheckpointError when it is none of these.
+    """
+    if source.startswith("asset:"):
+        from edgewise.assets import asset_path
+
+        return asset_path(source.removeprefix("asset:"))
+    path = resolve(source)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_PATTERNS))
+    except HFValidationError as error:
+        raise CheckpointError(f"{source!r} is neither a folder here nor a hub id: {error}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{source!r} is no folder here and not in the hub cache, and the hub cannot be reached "
+            f"(HF_HUB_OFFLINE, or no network): give a local folder, or fetch it once with a network"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{source!r} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,255 @@
+"""`export`: a checkpoint becomes one bundle a recipe."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgewise.bundle import Bundle, Manifest, digest_content, list_files, read_bundle, write_manifest
+from edgewise.data import Row, digest_rows
+from edgewise.errors import BundleError, CheckpointError, EdgewiseError, UserError
+from edgewise.exporter import checkpoint as checkpoints
+from edgewise.exporter import parity as proofs
+from edgewise.exporter.checkpoint import Checkpoint
+from edgewise.exporter.graphs import read_graph
+from edgewise.exporter.quantize import optimize_graph, quantize_graph, resolve_recipe
+from edgewise.files import digest_json, new_folder, no_space, sweep_partials
+from edgewise.types import Recipe, RunSettings, Task
+
+TOOLS = ("edgewise", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What came of one recipe."""
+
+    recipe: Recipe
+    bundle: Bundle | None
+    """None when it failed."""
+    reason: str = ""
+    seconds: float = 0.0
+    """0 when a finished bundle was found."""
+
+
+def export(
+    checkpoint: str | Path,
+    recipes: Sequence[Recipe | str],
+    *,
+    out: str | Path,
+    task: Task | None = None,
+    candidate: str | None = None,
+    calibration: Sequence[Row] = (),
+    opset: int | None = None,
+    progress: Progress | None = None,
+) -> list[ExportResult]:
+    """Export a fine-tuned checkpoint, one bundle a recipe, in `out/<recipe name>`.
+
+    checkpoint: a folder that transformers' save_pretrained wrote.
+    recipes: recipes or their short names; one that fails is reported with its reason, and the others go on.
+    task: inferred from the config unless given.
+    calibration: rows of train; they calibrate int8-static, and serve as inputs of the parity proof.
+    opset: the ONNX opset; Optimum's default for the model unless given.
+    progress: called as (done, total, what).
+
+    Finished bundles with the same key are kept. Raises UserError for a checkpoint or a recipe that cannot be.
+    """
+    chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]
+    names = [r.name for r in chosen]
+    source = checkpoints.read_checkpoint(Path(checkpoint))
+    task = task or checkpoints.infer_task(source)
+    if task != "text-classification":
+        raise CheckpointError(f"{source.path} is for {task}; this version of edgewise exports text-classification")
+    if len(set(names)) < len(names):
+        raise UserError(f"recipes {names} name one recipe twice")
+    folder = Path(out)
+    sweep_partials(folder)
+    keys = {r: bundle_key(source, r, calibration, opset) for r in chosen}
+    done = {r: b for r in chosen if (b := _finished(folder / r.name, keys[r])) is not None}
+    job = _Job(source, task, candidate or source.path.name, tuple(calibration), opset, folder, keys)
+    results = []
+    todo = [r for r in chosen if r not in done]
+    base = job.export_base(progress, len(chosen)) if todo else None
+    try:
+        for i, recipe in enumerate(chosen):
+            if progress:
+                progress(i, len(chosen), f"{job.candidate}: {recipe.name}")
+            results.append(ExportResult(recipe, done[recipe]) if recipe in done else job.make(recipe, base))
+        if progress:
+            progress(len(chosen), len(chosen), f"{job.candidate}: exported")
+    finally:
+        if base is not None:
+            shutil.rmtree(base.folder, ignore_errors=True)
+    return results
+
+
+def bundle_key(source: Checkpoint, recipe: Recipe, calibration: Sequence[Row], opset: int | None) -> str:
+    """Hash of what a bundle is made from."""
+    return digest_json(
+        {
+            "weights": source.digest,
+            "recipe": asdict(resolve_recipe(recipe)),
+            "calibration": digest_rows(calibration),
+            "opset": opset,
+            "tools": {name: version(name) for name in TOOLS},
+        }
+    )
+
+
+def _finished(folder: Path, key: str) -> Bundle | None:
+    try:
+        bundle = read_bundle(folder, verify="size")
+    except BundleError:
+        return None
+    return bundle if bundle.manifest.bundle_key == key else None
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The fp32 graph as Optimum exports it, and PyTorch's answers: made once for all recipes."""
+
+    folder: Path
+    cases: tuple[proofs.Case, ...]
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Checkpoint
+    task: Task
+    candidate: str
+    calibration: tuple[Row, ...]
+    opset: int | None
+    out: Path
+    keys: dict[Recipe, str]
+
+    def export_base(self, progress: Progress | None, total: int) -> _Base:
+        from optimum.exporters.onnx import main_export
+        from transformers import AutoTokenizer
+
+        if progress:
+            progress(0, total, f"{self.candidate}: PyTorch to ONNX")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._check_room()
+        work = Path(tempfile.mkdtemp(dir=self.out, prefix=".base.", suffix=".partial"))
+        try:
+            _quiet()
+            main_export(
+                str(self.source.path),
+                work,
+                task=self.task,
+                opset=self.opset,
+                do_validation=False,
+                library_name="transformers",
+            )
+            tokenizer = AutoTokenizer.from_pretrained(self.source.path)
+            length = checkpoints.read_preprocessing(self.source.path, self.source.config, ())["max_length"]
+            return _Base(work, proofs.build_cases(self.source.path, self.calibration, length), tokenizer)
+        except BaseException as error:
+            shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, EdgewiseError | KeyboardInterrupt | OSError):
+                raise
+            raise CheckpointError(f"{self.source.path} does not export to ONNX: {error}") from error
+
+    def _check_room(self) -> None:
+        """Fail before the work, not in the middle of it."""
+        weights = sum(p.stat().st_size for p in self.source.path.glob("*.safetensors"))
+        needed = weights * (2 + len(self.keys))
+        if shutil.disk_usage(self.out).free < needed:
+            raise no_space(self.out, needed)
+
+    def make(self, recipe: Recipe, base: _Base | None) -> ExportResult:
+        """Make one bundle; what goes wrong becomes a reason."""
+        assert base is not None
+        start = perf_counter()
+        try:
+            bundle = self._write(recipe, base)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # Optimum, onnx and onnxruntime raise many kinds; the others must go on
+            kind = "" if isinstance(error, EdgewiseError) else f"{type(error).__name__}: "
+            return ExportResult(recipe, None, kind + " ".join(str(error).split())[:500], perf_counter() - start)
+        return ExportResult(recipe, bundle, seconds=perf_counter() - start)
+
+    def _write(self, recipe: Recipe, base: _Base) -> Bundle:
+        from edgewise.runtime import load
+
+        path = self.out / recipe.name
+        with new_folder(path) as folder:
+            (folder / "onnx").mkdir()
+            with tempfile.TemporaryDirectory(dir=self.out, prefix=".graph.", suffix=".partial") as work:
+                graph = self._graph(recipe, base, Path(work))
+                shutil.copyfile(graph, folder / "onnx" / "model.onnx")
+            shutil.copyfile(self.source.path / "config.json", folder / "config.json")
+            checkpoints.write_tokenizer(self.source.path, folder)
+            draft = write_manifest(folder, self._manifest(folder, recipe))
+            with load(folder, verify="none") as model:
+                proof = proofs.compare(model, base.cases, recipe)
+                golden = proofs.golden_answers(model, base.cases)
+                peers = proofs.loads_in(draft, model, base.cases)
+            write_manifest(folder, self._manifest(folder, recipe, parity=proof, golden=golden, loads_in=peers))
+        return read_bundle(path)
+
+    def _graph(self, recipe: Recipe, base: _Base, work: Path) -> Path:
+        source = base.folder
+        if recipe.optimize:
+            optimize_graph(source, work / "optimized", recipe.optimize)
+            source = work / "optimized"
+        if recipe.quantized:
+            return quantize_graph(source, work / "quantized", resolve_recipe(recipe), self.calibration, base.tokenizer)
+        return source / "model.onnx"
+
+    def _manifest(self, folder: Path, recipe: Recipe, **proof: Any) -> Manifest:
+        graph = read_graph(folder, "onnx/model.onnx", recipe.optimize or "none")
+        inputs = [i.name for i in graph.inputs]
+        files = list_files(folder)
+        values: dict[str, Any] = {
+            "task": self.task,
+            "problem_type": self.source.problem_type,
+            "labels": self.source.labels,
+            "pooling": None,
+            "preprocessing": checkpoints.read_preprocessing(folder, self.source.config, inputs),
+        }
+        return Manifest(
+            **values,
+            family=self.source.family,
+            recipe=resolve_recipe(recipe),
+            source={
+                "recipe": recipe.name,
+                "candidate": self.candidate,
+                "checkpoint": self.source.path.name,
+                "digest": self.source.digest,
+                "calibration_rows": len(self.calibration[: recipe.calibration_rows])
+                if recipe.precision == "int8-static"
+                else 0,
+            },
+            bundle_key=self.keys[recipe],
+            content_digest=digest_content(values, files),
+            graphs=(graph,),
+            files=files,
+            versions={name: version(name) for name in TOOLS},
+            run=RunSettings(),
+            **{"parity": {}, "golden": (), "loads_in": {}, **proof},
+        )
+
+
+def _quiet() -> None:
+    """Keep Optimum's and PyTorch's notes on tracing off the terminal; errors reach us as exceptions."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    import torch.jit
+
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)

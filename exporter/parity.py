@@ -1,0 +1,186 @@
+"""Proof that a bundle answers as the PyTorch model does, on real rows and on edge cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.bundle import Bundle, Golden
+from edgewise.data import Row
+from edgewise.errors import ParityError
+from edgewise.types import Precision, Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgewise.runtime import TextClassifier
+
+GOLDEN_ROWS = 8
+PARITY_ROWS = 32
+_BATCH = 8
+
+LARGEST_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-3}
+"""Largest absolute difference of a logit from PyTorch's; none is set for int8, which is judged by its decisions."""
+LOWEST_AGREEMENT: dict[Precision, float] = {"fp32": 1.0, "int8-dynamic": 0.8, "int8-static": 0.8}
+"""Share of parity inputs whose label must be PyTorch's; an int8 graph below it has collapsed."""
+
+FALLBACK_TEXTS = (
+    "A fine film.", "Dull, and far too long.", "It works.", "I would not watch it again, and neither should you.",
+    "What a surprise this was!", "Two hours of my life that nobody gives back.", "Good.", "An honest, quiet story.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """Texts that go through the graph together, and PyTorch's answer."""
+
+    name: str
+    items: tuple[Any, ...]
+    """Texts or pairs."""
+    logits: np.ndarray
+    """float32 [len(items), labels]."""
+    input_ids: tuple[tuple[int, ...], ...]
+    """As transformers' tokenizer gives them, unpadded."""
+
+
+def build_cases(checkpoint: Path, rows: Sequence[Row], max_length: int | None) -> tuple[Case, ...]:
+    """Run PyTorch on real rows one by one, a padded batch, an empty text, one word, and the longest text allowed."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    items = [r.text if r.text_pair is None else (r.text, r.text_pair) for r in rows[:PARITY_ROWS]]
+    items = items or list(FALLBACK_TEXTS)
+    words = " ".join(i if isinstance(i, str) else i[0] for i in items)
+    length = max_length or 512
+    longest = " ".join([words] * (1 + length // max(1, len(words.split()))))
+    groups: list[tuple[str, list[Any]]] = [(f"row {i}", [item]) for i, item in enumerate(items)]
+    groups += [("empty text", [""]), ("one word", ["good"]), ("longest text", [longest])]
+    groups.append(("padded batch", items[:_BATCH]))
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    cases = []
+    with torch.inference_mode():
+        for name, texts in groups:
+            encoded = _tokenize(tokenizer, texts, length)
+            logits = model(**encoded).logits.float().numpy()
+            ids = tuple(
+                tuple(row[mask.bool()].tolist())
+                for row, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+            )
+            cases.append(Case(name, tuple(texts), logits, ids))
+    return tuple(cases)
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[Any], length: int) -> Any:
+    pairs = [t if isinstance(t, tuple) else (t, None) for t in texts]
+    second = [b for _, b in pairs]
+    return tokenizer(
+        [a for a, _ in pairs],
+        second if second[0] is not None else None,
+        padding=True,
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+
+
+def compare(model: TextClassifier, cases: Sequence[Case], recipe: Recipe) -> dict[str, Any]:
+    """Hold a loaded bundle against PyTorch's answers; what the manifest stores as parity.
+
+    Raises ParityError when it is outside the tolerance of its precision, or tokenizes differently.
+    """
+    import numpy as np
+
+    worst_abs, worst_rel, worst_case = 0.0, 0.0, ""
+    agree = total = 0
+    by_batch = 0.0
+    for case in cases:
+        got = model.logits(case.items)
+        for item, ids in zip(case.items, case.input_ids, strict=True):
+            if tuple(model.token_ids(item)) != ids:
+                raise ParityError(f"the runtime tokenizes {str(item)[:60]!r} differently from transformers")
+        difference = np.abs(got - case.logits)
+        if not np.isfinite(got).all():
+            raise ParityError(f"the {recipe.name} graph answers {case.name} with NaN or infinity")
+        if difference.max() > worst_abs:
+            worst_abs, worst_case = float(difference.max()), case.name
+        worst_rel = max(worst_rel, float((difference / np.maximum(np.abs(case.logits), 1e-6)).max()))
+        agree += int((_decide(got) == _decide(case.logits)).sum())
+        total += len(case.items)
+        if len(case.items) > 1:
+            alone = np.concatenate([model.logits([item]) for item in case.items])
+            by_batch = float(np.abs(alone - got).max())
+    parity = {
+        "against": "pytorch",
+        "inputs": total,
+        "largest_absolute_difference": worst_abs,
+        "largest_relative_difference": worst_rel,
+        "worst_case": worst_case,
+        "agreement": agree / total,
+        "batch_dependence": by_batch,
+        "tolerance": {
+            "largest_absolute_difference": LARGEST_DIFFERENCE.get(recipe.precision),
+            "agreement": LOWEST_AGREEMENT[recipe.precision],
+        },
+        "tokens_equal": True,
+    }
+    _judge(parity, recipe)
+    return parity
+
+
+def _decide(logits: np.ndarray) -> np.ndarray:
+    labels: np.ndarray = logits.argmax(-1)
+    return labels
+
+
+def _judge(parity: dict[str, Any], recipe: Recipe) -> None:
+    limit = LARGEST_DIFFERENCE.get(recipe.precision)
+    if limit is not None and parity["largest_absolute_difference"] > limit:
+        raise ParityError(
+            f"the {recipe.name} graph differs from PyTorch by {parity['largest_absolute_difference']:.2g} in a logit "
+            f"({parity['worst_case']}), allowed is {limit:g}: it is not written"
+        )
+    if parity["agreement"] < LOWEST_AGREEMENT[recipe.precision]:
+        raise ParityError(
+            f"the {recipe.name} graph gives PyTorch's label for {parity['agreement']:.1%} of {parity['inputs']} "
+            f"inputs, needed are {LOWEST_AGREEMENT[recipe.precision]:.0%}: it is not written; try another recipe"
+        )
+
+
+def golden_answers(model: TextClassifier, cases: Sequence[Case]) -> tuple[Golden, ...]:
+    """The first eight single inputs with this bundle's own answers."""
+    golden = []
+    for case in [c for c in cases if len(c.items) == 1][:GOLDEN_ROWS]:
+        item = case.items[0]
+        text, pair = (item, None) if isinstance(item, str) else item
+        golden.append(Golden(text, pair, case.input_ids[0], tuple(float(x) for x in model.logits([item])[0])))
+    return tuple(golden)
+
+
+def loads_in(bundle: Bundle, model: TextClassifier, cases: Sequence[Case]) -> dict[str, Any]:
+    """Load the bundle as it stands in Optimum and compare its logits with the runtime's, alone and in a batch."""
+    import numpy as np
+
+    others = {"transformersjs": {"tested": False, "why": "needs Node"}}
+    try:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+        from transformers import AutoTokenizer
+
+        peer = ORTModelForSequenceClassification.from_pretrained(bundle.path)
+        tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+        length = bundle.manifest.preprocessing.get("max_length") or 512
+        found = {"optimum": 0.0, "optimum_batched": 0.0}
+        for case in cases:
+            theirs = np.asarray(peer(**_tokenize(tokenizer, case.items, length)).logits)
+            key = "optimum" if len(case.items) == 1 else "optimum_batched"
+            found[key] = max(found[key], float(np.abs(theirs - model.logits(case.items)).max()))
+    except Exception as error:  # whatever Optimum raises is the finding
+        failed = {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
+        return {"optimum": failed, "optimum_batched": failed, **others}
+    return {
+        **{k: {"tested": True, "ok": v <= 1e-4, "largest_absolute_difference": v} for k, v in found.items()},
+        **others,
+    }

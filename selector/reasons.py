@@ -1,0 +1,209 @@
+"""Why an entry was chosen or not, in words and numbers. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgewise.selector.budgets import metric_of, relative_room
+from edgewise.selector.words import budget_text, gap, label, limit_text, listed, percent, plural, point
+from edgewise.types import Budget, BudgetCheck, Verdict
+from edgewise.units import METRICS, show
+
+if TYPE_CHECKING:
+    from edgewise.selector.contest import Contest, Stage
+
+
+def reason_chosen(contest: Contest, stages: Sequence[Stage], winner: int, checks: Sequence[BudgetCheck]) -> str:
+    """The ties on the way, what decided, and the budget that leaves the least room."""
+    parts = _won(contest, stages, winner)
+    return "Chosen: " + "; ".join([*parts, *_tightest(checks)]) + "."
+
+
+def _won(contest: Contest, stages: Sequence[Stage], winner: int) -> list[str]:
+    parts: list[str] = []
+    for stage in stages:
+        column = contest.columns[stage.column]
+        others = [int(i) for i in stage.after if i != winner]
+        if column.score[winner] != column.score[winner]:
+            parts.append(f"{column.name} was not measured and decides nothing")
+        elif not others:
+            parts.append(_best(contest, stage, winner, bool(parts)))
+            return parts
+        else:
+            rival = stage.leader if stage.leader != winner else max(others, key=lambda i: float(column.score[i]))
+            more = f" ({len(others) - 1:,} more are tied)" if len(others) > 1 else ""
+            parts.append(f"{_tie(contest, stage.column, stage.leader, rival, winner)}{more}")
+    others = [int(i) for i in stages[-1].after if i != winner] if stages else []
+    if not others:
+        return parts or ["the only one that keeps every budget"]
+    rival = min(others, key=lambda i: int(contest.order[i]))
+    return [*parts, f"chosen for {_last_word(contest, winner, rival)}"]
+
+
+def _best(contest: Contest, stage: Stage, winner: int, after_tie: bool) -> str:
+    column = contest.columns[stage.column]
+    value = _value(contest, winner, column.name)
+    others = [int(i) for i in stage.before if i != winner]
+    rest = [i for i in others if column.score[i] == column.score[i]]
+    start = f"chosen for {column.name}" if after_tie else f"best in {column.name}"
+    if not rest:
+        only = "the only one that keeps every budget" if not others else f"the only one with {column.name}"
+        return f"{only}, {column.name} {value}" if not after_tie else f"{start}: {value}"
+    rival = max(rest, key=lambda i: float(column.score[i]))
+    return f"{start}: {value} against {_value(contest, rival, column.name)} of {label(contest.entries[rival])}"
+
+
+def _tie(contest: Contest, column: int, leader: int, rival: int, winner: int) -> str:
+    """'tied with X in accuracy: the difference of 0.20 points is within the noise of 0.90 points'."""
+    name = contest.columns[column].name
+    other = rival if rival != winner else leader
+    found = contest.gap(column, leader, rival if leader == winner else winner)
+    who = f"tied with {label(contest.entries[other])} in {name}"
+    unit = METRICS[name].unit
+    if found.ahead == 0:
+        return f"{who}: both have {_value(contest, winner, name)}"
+    return f"{who}: the difference of {gap(found.ahead, unit)} is within the noise of {gap(found.noise, unit)}"
+
+
+def _last_word(contest: Contest, winner: int, rival: int) -> str:
+    """What tells two apart that tie in every objective: a point estimate, the size, or the name."""
+    other = label(contest.entries[rival])
+    for column in contest.columns:
+        if column.score[winner] > column.score[rival]:
+            return f"the point estimate of {column.name}: {_value(contest, winner, column.name)} against " + (
+                f"{_value(contest, rival, column.name)} of {other}"
+            )
+        if column.score[winner] != column.score[rival] and column.score[rival] != column.score[rival]:
+            return f"{column.name}, which {other} lacks"
+    sizes = [point(contest.entries[i].metrics.get("size")) for i in (winner, rival)]
+    if sizes[0] is not None and sizes[0] != sizes[1]:
+        against = f"against {show(sizes[1], 'B')}" if sizes[1] is not None else "that was measured, against none"
+        return f"its size: {show(sizes[0], 'B')} {against} of {other}"
+    return f"its name, as nothing else tells it from {other}"
+
+
+def _tightest(checks: Sequence[BudgetCheck]) -> list[str]:
+    tight = min(checks, key=relative_room, default=None)
+    if tight is None or tight.bound is None or tight.margin is None:
+        return []
+    share = f", {100 * relative_room(tight):.0f}% of the limit" if tight.budget.limit else ""
+    room = gap(tight.margin, tight.budget.unit)
+    return [f"the tightest of its budgets is {tight.budget.metric} with {room} of room{share}"]
+
+
+def reason_beaten(contest: Contest, stages: Sequence[Stage], winner: int, *, other: int, lost: int | None) -> str:
+    """By how much, and in which objective, a feasible entry lost; lost: number of the stage, None: the last tie-break."""
+    i = other
+    if lost is None:
+        return f"keeps every budget; tied with the chosen in {_tied_names(contest, stages)}: the chosen one won by " + (
+            f"{_last_word(contest, winner, i)}"
+        )
+    stage = stages[lost]
+    column = contest.columns[stage.column]
+    before = _tied_names(contest, stages[:lost])
+    start = f"keeps every budget; tied with the chosen in {before}, but" if before else "keeps every budget, but"
+    if column.score[i] != column.score[i]:
+        return f"{start} its {column.name} was not measured"
+    found = contest.gap(stage.column, stage.leader, i)
+    unit = METRICS[column.name].unit
+    best = _value(contest, stage.leader, column.name)
+    leader = "the chosen one" if stage.leader == winner else label(contest.entries[stage.leader])
+    noise = f", more than the noise of {gap(found.noise, unit)}" if found.noise > 0 else ""
+    return (
+        f"{start} its {column.name} of {_value(contest, i, column.name)} is {gap(found.ahead, unit)} worse than the "
+        f"{best} of {leader}{noise}"
+    )
+
+
+def _tied_names(contest: Contest, stages: Sequence[Stage]) -> str:
+    return listed([contest.columns[s.column].name for s in stages])
+
+
+def _value(contest: Contest, i: int, name: str) -> str:
+    column = next(c for c in contest.columns if c.name == name)
+    sign = 1 if METRICS[name].better == "higher" else -1
+    return show(sign * float(column.score[i]), METRICS[name].unit)
+
+
+def reason_rejected(checks: Sequence[BudgetCheck]) -> str:
+    """Each budget that it breaks, with value, bound and margin."""
+    broken = [c for c in checks if not c.met]
+    return f"breaks {len(broken)} of {plural(len(checks), 'budget')}: " + "; ".join(c.words for c in broken)
+
+
+def reason_set_aside(checks: Sequence[BudgetCheck]) -> str:
+    """It kept its budgets on the rows that serve the choice, but not when it was measured again."""
+    kept = (
+        f"kept {'its budget' if len(checks) == 1 else f'all {len(checks)} budgets'} on val"
+        if checks
+        else "was feasible"
+    )
+    return f"{kept}, but was set aside: it did not pass when it was confirmed"
+
+
+def dominated_words(contest: Contest, i: int, by: int) -> str:
+    """'; dominated by X: accuracy 82.90% against 81.00% and the same p95'."""
+    shown = [
+        f"the same {c.name}"
+        if c.score[i] == c.score[by]
+        else f"{c.name} {_value(contest, by, c.name)} against {_value(contest, i, c.name)}"
+        for c in contest.columns
+    ]
+    return f"; dominated by {label(contest.entries[by])}: {listed(shown)}"
+
+
+def sentence_chosen(
+    device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], objective: Sequence[str], confidence: float
+) -> str:
+    """The answer in one sentence."""
+    entry = verdicts[0].entry
+    references = {b.metric: b.relative_to for b in budgets}
+    numbers = []
+    for name in objective:
+        metric = metric_of(entry, name, references.get(name))
+        if metric is not None and point(metric) is not None:
+            numbers.append(f"{name} {show(metric.value, metric.unit)}")
+    kept = _all_of(budgets)
+    count = sum(v.feasible for v in verdicts)
+    tail = f", as {count - 1:,} of {len(verdicts) - 1:,} others do" if len(verdicts) > 1 and budgets else ""
+    with_numbers = f": {', '.join(numbers)}" if numbers else ""
+    holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
+    run = f" with {entry.target.run.text()}" if entry.target else ""
+    name = f"{entry.candidate}/{entry.recipe}" if entry.recipe else entry.candidate
+    return f"On {device}, {name}{run}{with_numbers}{holds}."
+
+
+def _all_of(budgets: Sequence[Budget]) -> str:
+    return "its budget" if len(budgets) == 1 else f"all {len(budgets)} budgets"
+
+
+def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], confidence: float) -> str:
+    """Why there is no answer, and the smallest relaxation of one budget that would give one."""
+    if not verdicts:
+        return f"On {device} there is nothing to choose from."
+    if all(v.entry.status != "ok" for v in verdicts):
+        return f"On {device} all {plural(len(verdicts), 'candidate')} failed, so there is nothing to choose from."
+    aside = sum(v.feasible for v in verdicts)
+    if aside:
+        kept = f"all {aside} that kept" if aside > 1 else "the one that kept"
+        start = f"On {device} nothing was chosen: {kept} {_all_of(budgets)} did not pass when confirmed"
+    else:
+        start = f"On {device} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
+    found = smallest_relaxation(verdicts)
+    if found is None:
+        return f"{start}, and relaxing any single one of them would not help."
+    verdict, check = found
+    assert check.bound is not None  # smallest_relaxation returns none without
+    new = budget_text(check.budget, check.bound)
+    return f"{start}; '{new}' instead of '{limit_text(check.budget)}' would be enough for {label(verdict.entry)}."
+
+
+def smallest_relaxation(verdicts: Sequence[Verdict]) -> tuple[Verdict, BudgetCheck] | None:
+    """The entry that breaks one budget alone, by the least relative to its limit, and that broken budget."""
+    near = []
+    for verdict in verdicts:
+        broken = [c for c in verdict.checks if not c.met]
+        if len(broken) == 1 and broken[0].bound is not None:
+            near.append((verdict, broken[0]))
+    return min(near, key=lambda pair: -relative_room(pair[1]), default=None)

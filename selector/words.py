@@ -1,0 +1,94 @@
+"""Numbers and names as the reasons, tables and reports say them. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from edgewise.types import Budget, Entry, Metric
+from edgewise.units import METRICS, show
+
+_OP = re.compile(r"<=|>=")
+
+
+def label(entry: Entry) -> str:
+    """A name within one device: 'l6/int8-dynamic (cpu, 1 thread, length 64)'."""
+    where = f" ({entry.target.run.text()})" if entry.target else ""
+    return f"{bundle_name(entry)}{where}"
+
+
+def bundle_name(entry: Entry) -> str:
+    """'l6/int8-dynamic', or the candidate alone where there was no export."""
+    return f"{entry.candidate}/{entry.recipe}" if entry.recipe else entry.candidate
+
+
+def percent(confidence: float) -> str:
+    """'95%', '99.9%'."""
+    return f"{100 * confidence:g}%"
+
+
+def gap(difference: float, unit: str) -> str:
+    """The size of a difference: of shares in percentage points, of all else in its unit."""
+    if unit in ("1", "points"):
+        points = abs(difference) * (100 if unit == "1" else 1)
+        return "less than 0.01 points" if 0 < points < 0.005 else f"{points:.2f} points"
+    return show(abs(difference), unit)
+
+
+def limit_text(budget: Budget) -> str:
+    """The limit as the user wrote it, '10 ms', or as we would."""
+    parts = _OP.split(budget.text, maxsplit=1)
+    return parts[1].strip() if len(parts) == 2 and parts[1].strip() else _shown_limit(budget, budget.limit)
+
+
+def budget_text(budget: Budget, limit: float | None = None) -> str:
+    """The whole budget as one types it; with another limit, which is then rounded so that it is no stricter."""
+    if limit is None:
+        return f"{budget.metric} {budget.op} {limit_text(budget)}"
+    return f"{budget.metric} {budget.op} {_shown_limit(budget, loosened(limit, budget))}"
+
+
+def _shown_limit(budget: Budget, limit: float) -> str:
+    return show(limit, budget.unit) + (f" of {budget.relative_to}" if budget.relative_to else "")
+
+
+def loosened(limit: float, budget: Budget) -> float:
+    """`limit` rounded to the digits that `show` prints, away from strictness: what is printed must let the value in."""
+    if limit == 0 or not math.isfinite(limit):
+        return limit
+    fixed = {"1": 1e-4, "points": 1e-2}.get(budget.unit)
+    step = fixed or 10.0 ** (math.floor(math.log10(abs(limit))) - 2)
+    up = math.ceil if budget.op == "<=" else math.floor
+    nearest = round(limit / step)
+    # A limit that stands on a printed digit already, but for floating point, stays there.
+    steps = nearest if math.isclose(nearest * step, limit, rel_tol=1e-12) else up(limit / step)
+    return steps * step
+
+
+def finite(value: float | None) -> bool:
+    """Is this a number that can be compared?"""
+    return value is not None and math.isfinite(value)
+
+
+def point(metric: Metric | None) -> float | None:
+    """The point estimate, where there is one that can be compared."""
+    if metric is None or metric.kind == "unavailable" or metric.value is None:
+        return None
+    return metric.value if math.isfinite(metric.value) else None
+
+
+def plural(count: int, noun: str) -> str:
+    """'1 budget', '2 budgets', '1,200 rows'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    items = list(words)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def better(metric: str) -> str:
+    """'lower' or 'higher'."""
+    return METRICS[metric].better
