@@ -16,6 +16,7 @@ from typing import Any
 from edgewise.errors import NoSpaceError
 
 _CHUNK = 1 << 20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path) -> str:
@@ -40,9 +41,14 @@ def disk_full_is_clear(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_SPACE or isinstance(error, NoSpaceError):
             raise
         raise no_space(place) from error
+
+
+def no_space_error(error: OSError) -> NoSpaceError:
+    """The clear error for an OSError that says the disk is full."""
+    return no_space(Path(error.filename or "."))
 
 
 def no_space(place: Path, needed: int | None = None) -> NoSpaceError:

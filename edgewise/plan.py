@@ -182,10 +182,7 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(f"{file}: cannot be read: {error.strerror or error}") from error
     tree = _parse(file, text)
     at = Places(file, tree, _PlanFile)
-    try:
-        plain = _plain(tree)
-    except RecursionError as error:
-        raise PlanError(f"{file}: an alias (*name) stands inside its own anchor; write the value out") from error
+    plain = _plain(tree)
     try:
         parsed = msgspec.convert(plain, _PlanFile)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""`import_onnx`: a folder with an ONNX file that someone else exported becomes a bundle, without parity, and says so."""
+"""`import_onnx`: an ONNX file that someone else exported becomes a bundle, without parity, and says so."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def import_onnx(
             shutil.copyfile(data, work / "onnx" / data.name)
         (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         checkpoints.write_tokenizer(folder, work)
-        draft = _manifest(work, config, key, graph, candidate or folder.name, ())
-        write_manifest(work, draft)
+        name = candidate or folder.name
+        write_manifest(work, _manifest(work, config, key=key, graph=graph, candidate=name, golden=()))
         golden = _golden(work, rows)
-        write_manifest(work, _manifest(work, config, key, graph, candidate or folder.name, golden))
+        write_manifest(work, _manifest(work, config, key=key, graph=graph, candidate=name, golden=golden))
     return read_bundle(target)
 
 
@@ -109,7 +109,7 @@ def _config(folder: Path, labels: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _manifest(
-    folder: Path, config: dict[str, Any], key: str, graph: Path, candidate: str, golden: Sequence[Golden]
+    folder: Path, config: dict[str, Any], *, key: str, graph: Path, candidate: str, golden: Sequence[Golden]
 ) -> Manifest:
     info = read_graph(folder, "onnx/model.onnx", "unknown")
     source = checkpoints.Checkpoint(folder, config, key)

@@ -93,7 +93,7 @@ def _tightest(checks: Sequence[BudgetCheck]) -> list[str]:
 
 
 def reason_beaten(contest: Contest, stages: Sequence[Stage], winner: int, *, other: int, lost: int | None) -> str:
-    """By how much, and in which objective, a feasible entry lost; lost: number of the stage, None: the last tie-break."""
+    """By how much, and in which objective, a feasible entry lost. lost: number of its last stage; None: lost the last tie-break."""
     i = other
     if lost is None:
         return f"keeps every budget; tied with the chosen in {_tied_names(contest, stages)}: the chosen one won by " + (

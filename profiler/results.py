@@ -1,0 +1,148 @@
+"""What a worker wrote, as types. Nothing that comes from a worker is trusted to be whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.errors import WorkerError
+from edgewise.profiler.vitals import Load, Memory
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one input."""
+
+    row_id: str
+    index: int
+    score: float
+    logits: tuple[float, ...]
+    n_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The timed calls of one process, in order."""
+
+    ns: tuple[int, ...]
+    inputs: tuple[int, ...]
+    """Number of the batch in the job's inputs."""
+    tokens: tuple[int, ...]
+    """Tokens of all texts of the call."""
+    truncated: tuple[int, ...]
+    """Texts of the call that were cut."""
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """All events of one worker that ended well."""
+
+    pid: int
+    fingerprint: Mapping[str, Any]
+    providers: tuple[str, ...] = ()
+    startup_ns: Mapping[str, int | None] | None = None
+    memory: Mapping[str, Memory] | None = None
+    warmup: Mapping[str, Any] | None = None
+    calls: Calls | None = None
+    load: Load | None = None
+    answers: tuple[Answer, ...] = ()
+    placement: Mapping[str, int] | None = None
+    placement_why: str = "not asked for"
+    trials: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """The error line of a worker."""
+
+    kind: str
+    message: str
+    missing: str | None
+    """The module that could not be imported."""
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of results.jsonl; a last line that was cut is left out. Raises WorkerError for garbage."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = raw.split(b"\n")
+    events = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline behind it: the worker died while writing it
+                break
+            raise WorkerError(f"{path}:{number}: the worker wrote garbage: {line[:80]!r}") from error
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise WorkerError(f"{path}:{number}: the worker wrote no event: {line[:80]!r}")
+        events.append(event)
+    return events
+
+
+def find_failure(events: list[dict[str, Any]]) -> WorkerFailure | None:
+    """The error that the worker told of, if it did."""
+    for event in events:
+        if event["event"] == "error":
+            return WorkerFailure(str(event.get("kind")), str(event.get("message")), event.get("missing"))
+    return None
+
+
+def read_result(path: Path) -> WorkerResult:
+    """The typed result of a worker that ended well. Raises WorkerError when something is missing or of wrong form."""
+    events = read_events(path)
+    if not events or events[-1]["event"] != "end":
+        last = events[-1]["event"] if events else "nothing"
+        raise WorkerError(f"{path}: the worker ended early: the last it wrote is {last!r}")
+    try:
+        return _typed(events)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkerError(f"{path}: the worker's results are not of protocol {PROTOCOL}: {error!r}") from error
+
+
+def _typed(events: list[dict[str, Any]]) -> WorkerResult:
+    one = {e["event"]: {k: v for k, v in e.items() if k != "event"} for e in events}
+    if one["start"]["protocol"] != PROTOCOL:
+        raise ValueError(f"protocol {one['start']['protocol']}")
+    answers = tuple(
+        Answer(str(i), int(index), float(score), tuple(map(float, logits)), int(tokens), bool(cut))
+        for e in events
+        if e["event"] == "answers"
+        for i, index, score, logits, tokens, cut in e["items"]
+    )
+    return WorkerResult(
+        pid=int(one["start"]["pid"]),
+        fingerprint=one["fingerprint"],
+        providers=tuple(one.get("providers", {}).get("names", ())),
+        startup_ns=one["startup"]["ns"] if "startup" in one else None,
+        memory=_memory(events),
+        warmup=one.get("warmup"),
+        calls=_calls(one["calls"]) if "calls" in one else None,
+        load=Load(**{k: one["load"][k] for k in ("other_cpu", "steal", "seconds", "why")}) if "load" in one else None,
+        answers=answers,
+        placement=one.get("placement", {}).get("nodes"),
+        placement_why=one.get("placement", {}).get("why", "not asked for"),
+        trials=tuple(one.get("trials", {}).get("trials", ())),
+    )
+
+
+def _memory(events: list[dict[str, Any]]) -> dict[str, Memory] | None:
+    names = ("rss", "peak_rss", "pss", "uss", "why")
+    return {e["phase"]: Memory(**{n: e[n] for n in names}) for e in events if e["event"] == "memory"} or None
+
+
+def _calls(data: Mapping[str, Any]) -> Calls:
+    ns, inputs, tokens, cut = (tuple(map(int, data[n])) for n in ("ns", "inputs", "tokens", "truncated"))
+    if not ns or min(ns) <= 0 or not len(ns) == len(inputs) == len(tokens) == len(cut):
+        raise ValueError(f"{len(ns)} times for {len(inputs)} inputs, the shortest {min(ns, default=None)} ns")
+    return Calls(ns, inputs, tokens, cut)

@@ -1,0 +1,322 @@
+"""What the report's template prints: every number already in words, every list already in order."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.selector.budgets import binding, metric_of, relative_room
+from edgewise.selector.report_data import ReportData, confirm_words, confirmation
+from edgewise.selector.words import bundle_name, gap, label, limit_text, percent, point
+from edgewise.types import BudgetCheck, Entry, Measurement, Metric, Selection, Verdict
+from edgewise.units import METRICS, RELATIVE, show
+
+ROW_LIMIT = 1200
+"""Rows of a table in the page; the store and selection.json hold the rest."""
+NAMES = {
+    "accuracy": "Accuracy", "f1": "F1", "accuracy_drop": "Drop", "changed_answers": "Changed answers",
+    "peak_rss": "Peak memory", "size": "Size", "startup": "Start-up", "throughput": "Throughput",
+    "latency_mean": "Mean latency", "train_time": "Training time", "pss": "PSS", "uss": "USS", "empty_rss": "Empty RSS",
+}  # fmt: skip
+PHASES = ("startup_interpreter", "startup_imports", "startup_load", "startup_session", "startup_first")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table."""
+
+    text: str
+    sort: float | str = ""
+    """What sorting compares; '' sorts last."""
+    small: str = ""
+    """The interval, in small print."""
+    kind: str = "measured"
+    why: str = ""
+
+
+def name_of(metric: str) -> str:
+    """For headings: 'Peak memory', 'p95'."""
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def cell(metric: Metric | None) -> Cell:
+    """A metric with its interval; what is estimated or unavailable says so."""
+    value = point(metric)
+    if metric is None:
+        return Cell("not measured", kind="missing")
+    if value is None:
+        shown = "unavailable" if metric.kind == "unavailable" or metric.value is None else f"invalid ({metric.value})"
+        return Cell(shown, kind="unavailable", why=metric.why)
+    return Cell(show(value, metric.unit), value, interval(metric), metric.kind, metric.why)
+
+
+def interval(metric: Metric) -> str:
+    """'7.90 to 8.41 ms', in the unit of the value; '' without bounds."""
+    ends = [show(b, metric.unit) for b in (metric.low, metric.high) if b is not None and math.isfinite(b)]
+    if len(ends) == 2:
+        (low, unit), (high, other) = (_split(e) for e in ends)
+        return f"{low}–{high}{unit}" if unit == other else " – ".join(ends)
+    return f"{'≥' if metric.low is not None else '≤'} {ends[0]}" if ends else ""
+
+
+def _split(shown: str) -> tuple[str, str]:
+    number = shown.rstrip("%").partition(" ")[0]
+    return number, shown[len(number) :]
+
+
+def source(selection: Selection, metric: str) -> str:
+    """Where the chosen one's number comes from."""
+    if (tried := confirmation(selection)) is not None and metric in tried.metrics:
+        return "confirmed"
+    return "at choice"
+
+
+def chosen_metric(selection: Selection, name: str) -> Metric | None:
+    """The chosen one's metric: that of the confirmation, where it was measured there."""
+    if selection.chosen is None:
+        return None
+    tried = confirmation(selection)
+    reference = next((b.relative_to for b in selection.budgets if b.metric == name), None)
+    found = tried.metrics.get(name) if tried else None
+    return found or metric_of(selection.chosen.entry, name, reference)
+
+
+def columns(data: ReportData) -> list[str]:
+    """Metrics worth a column: objectives, budgets, then the usual ones that anything has."""
+    first = [m for s in data.selections for m in (*s.objective, *(b.metric for b in s.budgets))]
+    usual = ("accuracy", "f1", "accuracy_drop", "p50", "p95", "p99", "throughput", "peak_rss", "size", "startup")
+    there = {m for e in data.entries for m in e.metrics}
+    return list(dict.fromkeys([*first, *(m for m in usual if m in there)]))
+
+
+def answer(selection: Selection) -> dict[str, Any]:
+    """The top of the report for one device."""
+    chosen = selection.chosen
+    tried = confirmation(selection)
+    checks = tried.checks if tried and tried.checks else chosen.checks if chosen else ()
+    wanted = dict.fromkeys([*selection.objective, *(b.metric for b in selection.budgets), "size"])
+    tiles = [(name, chosen_metric(selection, name)) for name in wanted] if chosen else []
+    return {
+        "device": selection.device,
+        "sentence": selection.sentence,
+        "chosen": bundle_name(chosen.entry) if chosen else None,
+        "run": chosen.entry.target.run.text() if chosen and chosen.entry.target else "",
+        "digest": chosen.entry.content_digest if chosen else None,
+        "reason": chosen.reason if chosen else "",
+        "confidence": percent(selection.confidence),
+        "confirmed": tried is not None,
+        "confirm_words": confirm_words(selection),
+        "tries": [
+            {"key": t.key, "passed": t.passed, "reason": t.reason, "checks": [c.words for c in t.checks]}
+            for t in selection.confirmed
+        ],
+        "tiles": [
+            {"name": name_of(n), "cell": cell(m), "source": source(selection, n), "n": m.n if m else 0}
+            for n, m in tiles
+        ][:6],
+        "budgets": [_budget_row(c, chosen) for c in checks],
+        "misses": [] if chosen else [_miss(v) for v in selection.verdicts if v.entry.status == "ok"][:8],
+        "rivals": _rivals(selection),
+    }
+
+
+def _budget_row(check: BudgetCheck, chosen: Verdict | None) -> dict[str, Any]:
+    unit = check.budget.unit
+    tightest = binding(chosen) if chosen else None
+    earlier = next((c for c in chosen.checks if c.budget == check.budget), None) if chosen else None
+    room = relative_room(check)
+    share = f" ({100 * room:.0f}% of the limit)" if check.budget.limit and math.isfinite(room) else ""
+    return {
+        "name": name_of(check.budget.metric),
+        "about": METRICS[check.budget.metric].about,
+        "limit": f"{'≤' if check.budget.op == '<=' else '≥'} {limit_text(check.budget)}",
+        "value": show(check.value, unit),
+        "bound": show(check.bound, unit) if check.bound != check.value else "exact",
+        "room": gap(check.margin, unit) + share if check.margin is not None else "not known",
+        "met": check.met,
+        "words": check.words,
+        "tight": tightest is not None and tightest.budget == check.budget,
+        "earlier": show(earlier.bound, unit) if earlier else "-",
+        **_bar(check),
+    }
+
+
+def _bar(check: BudgetCheck) -> dict[str, float]:
+    """Where bound and limit stand on a bar of 0 to 100."""
+    bound, limit = check.bound, check.budget.limit
+    if bound is None or not math.isfinite(bound):
+        return {"fill": 0.0, "tick": 80.0}
+    top = 1.0 if check.budget.unit == "1" and check.budget.op == ">=" else max(limit * 1.25, bound * 1.05, 1e-12)
+    return {"fill": min(100.0, max(0.0, 100 * bound / top)), "tick": min(100.0, max(0.0, 100 * limit / top))}
+
+
+def _miss(verdict: Verdict) -> dict[str, Any]:
+    return {"name": label(verdict.entry), "words": [c.words for c in verdict.checks if not c.met]}
+
+
+def _rivals(selection: Selection) -> list[dict[str, str]]:
+    """Those that a reader asks about first: best or fastest by one objective, but not chosen."""
+    if selection.chosen is None:
+        return []
+    rivals: dict[str, dict[str, str]] = {}
+    others = [v for v in selection.verdicts if v is not selection.chosen and v.entry.status == "ok"]
+    asked = dict.fromkeys([*selection.objective, *(b.metric for b in selection.budgets if b.metric not in RELATIVE)])
+    for name in asked:
+        sign = 1 if METRICS[name].better == "lower" else -1
+        own = point(selection.chosen.entry.metrics.get(name))
+        found = [(sign * x, v) for v in others if (x := point(v.entry.metrics.get(name))) is not None]
+        best = min(found, key=lambda pair: pair[0], default=None)
+        if best and own is not None and best[0] < sign * own:
+            said = (
+                f"{name_of(name)} {show(sign * best[0], METRICS[name].unit)} instead of {show(own, METRICS[name].unit)}"
+            )
+            row = rivals.setdefault(
+                best[1].entry.key, {"name": label(best[1].entry), "why": best[1].reason, "best": ""}
+            )
+            row["best"] += f"; {said}" if row["best"] else said
+    return list(rivals.values())[:4]
+
+
+def entry_rows(data: ReportData) -> list[dict[str, Any]]:
+    """The table of all entries."""
+    names = columns(data)
+    rows = []
+    for selection in data.selections:
+        references = {b.metric: b.relative_to for b in selection.budgets}
+        for verdict in selection.verdicts:
+            entry = verdict.entry
+            cells = [cell(metric_of(entry, n, references.get(n))) for n in names]
+            rows.append({"device": selection.device, "entry": entry, "cells": cells, **_status(verdict, selection)})
+    return rows
+
+
+def _status(verdict: Verdict, selection: Selection) -> dict[str, Any]:
+    broken = [name_of(c.budget.metric) for c in verdict.checks if not c.met]
+    if verdict is selection.chosen or (verdict.rank == 1 and selection.chosen):
+        status, text = "chosen", "Chosen"
+    elif verdict.entry.status != "ok":
+        status, text = "failed", "Failed"
+    elif verdict.feasible:
+        status, text = "met", "Keeps all budgets" if verdict.rank else "Not confirmed"
+    else:
+        status, text = "broken", f"Breaks {', '.join(broken)}"
+    return {
+        "status": status,
+        "text": text,
+        "rank": verdict.rank,
+        "pareto": verdict.pareto,
+        "reason": verdict.reason,
+    }
+
+
+def accuracy_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Accuracy against the reference, one row for what answers alike (threads do not change an answer)."""
+    rows: dict[str, dict[str, Any]] = {}
+    for selection in data.selections:
+        reference = next((b.relative_to for b in selection.budgets if b.relative_to), None) or "fp32"
+        for verdict in selection.verdicts:
+            entry = verdict.entry
+            if entry.status != "ok" or entry.target is None or "accuracy" not in entry.metrics:
+                continue
+            run = entry.target.run
+            where = f"{run.provider}, length {run.max_length or 'full'}, batch {run.batch_size}"
+            cells = [
+                cell(metric_of(entry, n, reference)) for n in ("accuracy", "f1", "accuracy_drop", "changed_answers")
+            ]
+            drop = metric_of(entry, "accuracy_drop", reference)
+            rows.setdefault(
+                f"{selection.device}{bundle_name(entry)}{where}{cells[0].text}",
+                {
+                    "bundle": bundle_name(entry),
+                    "where": where if len(data.selections) == 1 else f"{selection.device}: {where}",
+                    "cells": cells,
+                    "n": entry.metrics["accuracy"].n,
+                    "bound": "0 by definition" if entry.recipe == reference else drop_words(drop),
+                },
+            )
+    return list(rows.values())
+
+
+def drop_words(drop: Metric | None) -> str:
+    """'at most 0.42 points at 95%', or why nothing can be said."""
+    if drop is None or point(drop) is None:
+        return drop.why if drop and drop.why else "not measured"
+    if drop.high is None or drop.level is None:
+        return "no bound"
+    return f"at most {show(drop.high, drop.unit)} at {percent(drop.level)}"
+
+
+def measurement_rows(measurements: Iterable[Measurement]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every measurement with its metrics and conditions; long conditions stand once, by number."""
+    notes: dict[str, str] = {}
+    methods: dict[str, str] = {}
+    rows = []
+    for number, m in enumerate(measurements, start=1):
+        rows.append(
+            {
+                "id": m.id if m.id is not None else number,
+                "m": m,
+                "target": m.target.text() if m.target else "-",
+                "metrics": [_metric_words(x, methods) for x in m.metrics],
+                "conditions": [_condition(k, v, notes) for k, v in m.conditions.items()],
+            }
+        )
+    return rows, {**{ref: text for text, ref in methods.items()}, **{ref: text for text, ref in notes.items()}}
+
+
+def _metric_words(metric: Metric, methods: dict[str, str]) -> dict[str, str]:
+    shown = cell(metric)
+    parts = [shown.small] if shown.small else []
+    parts += [f"at {percent(metric.level)}"] if metric.level is not None and shown.small else []
+    parts += [f"n {metric.n:,}"] if metric.n else []
+    ref = methods.setdefault(metric.method, f"M{len(methods) + 1}") if metric.method else ""
+    return {
+        "name": metric.name,
+        "text": shown.text,
+        "detail": ", ".join(parts),
+        "kind": shown.kind,
+        "why": metric.why,
+        "method": ref,
+    }
+
+
+def _condition(key: str, value: Any, notes: dict[str, str]) -> dict[str, str]:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
+    if len(text) <= 60:
+        return {"key": key, "text": text, "ref": ""}
+    whole = f"{key}: {text}"
+    return {"key": key, "text": "", "ref": notes.setdefault(whole, f"C{len(notes) + 1}")}
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as lines: ('cpu model', 'AMD ...')."""
+    lines: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(item, Mapping):
+            lines += flat(item, f"{name} · ")
+        elif isinstance(item, list | tuple):
+            lines.append((name, ", ".join(str(i) for i in item)))
+        else:
+            lines.append((name, "unknown" if item is None else str(item)))
+    return lines
+
+
+def entry_metric_values(entry: Entry, references: Mapping[str, str | None]) -> dict[str, list[Any]]:
+    """Metrics for the plots: name -> [value, low, high, kind]; only numbers that can be drawn."""
+    found: dict[str, list[Any]] = {}
+    for name in dict.fromkeys([*entry.metrics, *RELATIVE]):
+        metric = metric_of(entry, name, references.get(name))
+        value = point(metric)
+        if metric is not None and value is not None and name in METRICS:
+            ends = [b if b is not None and math.isfinite(b) else None for b in (metric.low, metric.high)]
+            found[name] = [_short(value), *[_short(e) if e is not None else None for e in ends], metric.kind]
+    return found
+
+
+def _short(value: float) -> float:
+    """Six significant digits are more than a screen shows, and keep the page small."""
+    return float(f"{value:.6g}")

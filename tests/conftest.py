@@ -1,0 +1,84 @@
+"""Real models for every test: MiniLM cut to two layers, fine-tuned on movie reviews, exported in several forms.
+
+Made once and kept in the cache folder beside the assets; tune and export find what is finished by its key.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from edgewise.assets import asset_path, cache_folder
+from edgewise.data import Row, Splits, load_splits
+from edgewise.plan import DataSpec, LabelRule, TuneSpec
+
+RECIPES = ("fp32", "fp32-o2", "int8-dynamic", "int8-static")
+TINY_TUNE = TuneSpec(epochs=1, batch_size=16, learning_rate=2e-4, max_length=48, keep_layers=(0, 5))
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The pretrained MiniLM checkpoint."""
+    return asset_path("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def review_splits() -> Splits:
+    """Movie reviews: 1,200 rows to train on, 400 val, 300 confirm."""
+    spec = DataSpec(
+        path="asset:movie-reviews",
+        columns=("id", "score", "text"),
+        quoting=False,
+        label=LabelRule(column="score", above=0, drop=(0,)),
+        split={"train": 0.5, "val": 0.3, "confirm": 0.2},
+        rows={"train": 1200, "val": 400, "confirm": 300},
+    )
+    return load_splits(spec, "text-classification", Path)
+
+
+@pytest.fixture(scope="session")
+def review_rows(review_splits: Splits) -> tuple[Row, ...]:
+    """Rows of val, labelled."""
+    return review_splits.val
+
+
+@pytest.fixture(scope="session")
+def tuned(minilm: Path, review_splits: Splits) -> Path:
+    """A fine-tuned two-layer checkpoint."""
+    from edgewise.trainer import tune
+
+    out = cache_folder() / "tests" / "tuned"
+    return tune(minilm, review_splits.train, review_splits.labels, TINY_TUNE, out=out, source_digest="minilm").path
+
+
+@pytest.fixture(scope="session")
+def bundles(tuned: Path, review_splits: Splits) -> dict[str, Path]:
+    """Recipe -> bundle folder of that checkpoint. Read only: copy one to change it (`bundle_copy`)."""
+    from edgewise.exporter import export
+
+    out = cache_folder() / "tests" / "bundles"
+    results = export(tuned, RECIPES, out=out, candidate="tiny", calibration=review_splits.train)
+    assert [r.reason for r in results] == [""] * len(RECIPES)
+    return {r.recipe.name: r.bundle.path for r in results if r.bundle}
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(bundles: dict[str, Path]) -> Path:
+    return bundles["fp32"]
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(bundles: dict[str, Path]) -> Path:
+    return bundles["int8-dynamic"]
+
+
+@pytest.fixture
+def bundle_copy(int8_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the int8 bundle that a test may break."""
+    return Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
