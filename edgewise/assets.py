@@ -12,6 +12,7 @@ Standard library only.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import os
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -258,7 +260,7 @@ def _open_member(archive: Path | IO[bytes], path: str) -> Iterator[IO[bytes]]:
                 return
             with _open_member(found, inner) as file:
                 yield file
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is no readable archive: {error}") from error
 
 

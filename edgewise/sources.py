@@ -11,6 +11,29 @@ from edgewise.errors import CheckpointError
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "onnx/*"]
 
 
+TOKENIZER_SOURCES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Files of which a model folder needs one, for its tokenizer to load."""
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise CheckpointError unless the folder has a config and a tokenizer."""
+    if not (path / "config.json").is_file():
+        what = "no such folder" if not path.exists() else "it has no config.json"
+        raise CheckpointError(f"{path} is no checkpoint: {what}; expected a folder that save_pretrained wrote")
+    if not any((path / name).is_file() for name in TOKENIZER_SOURCES):
+        raise CheckpointError(
+            f"{path} has no tokenizer (none of {', '.join(TOKENIZER_SOURCES)}): save it beside the model with "
+            "tokenizer.save_pretrained(folder)"
+        )
+
+
 def local_folder(source: str, resolve: Callable[[str], Path]) -> Path:
     """The local folder of a checkpoint: `asset:NAME`, a path (through `resolve`), or a hub id, fetched once.
 
@@ -37,3 +60,11 @@ def local_folder(source: str, resolve: Callable[[str], Path]) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{source!r} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+def weights_digest(folder: Path) -> str:
+    """'sha256:...' of the weights and the config of a checkpoint folder."""
+    from edgewise.files import digest_json, sha256_file
+
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    return digest_json([[f.name, sha256_file(f)] for f in files])

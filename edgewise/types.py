@@ -26,7 +26,7 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
 Stage = Literal["train", "export", "profile", "confirm"]
-Scenario = Literal["none", "single-stream", "offline", "accuracy"]
+Scenario = Literal["none", "single-stream", "offline", "accuracy", "comparison"]
 Op = Literal["<=", ">="]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)

@@ -138,10 +138,8 @@ def _describe(m: Manifest) -> Iterator[tuple[str, str]]:
     yield "content", m.content_digest
     yield "size", show(m.size, "B")
     for graph in m.graphs:
-        yield (
-            "graph",
-            f"{graph.file}: opset {graph.opset}, onnxruntime >= {graph.min_onnxruntime}, optimized {graph.optimization_level}",
-        )
+        yield "graph", f"{graph.file}: opset {graph.opset}, optimization {graph.optimization_level}"
+        yield "  needs", f"onnxruntime >= {graph.min_onnxruntime}"
         yield "  bytes", ", ".join(f"{k} {show(v, 'B')}" for k, v in graph.bytes_by_part.items())
         most = sorted(graph.node_types.items(), key=lambda item: -item[1])[:8]
         yield "  nodes", f"{sum(graph.node_types.values())}: " + ", ".join(f"{n} {kind}" for kind, n in most) + ", …"

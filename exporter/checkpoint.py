@@ -10,6 +10,7 @@ from typing import Any
 
 from edgewise.errors import CheckpointError
 from edgewise.files import digest_json, sha256_file
+from edgewise.sources import check_model_folder
 from edgewise.types import TASKS, Task
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -59,10 +60,8 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Check a local folder: config, safetensors weights, tokenizer. Raises CheckpointError."""
+    check_model_folder(path)
     config_file = path / "config.json"
-    if not config_file.is_file():
-        what = "no such folder" if not path.exists() else "it has no config.json"
-        raise CheckpointError(f"{path} is no checkpoint: {what}; expected a folder that save_pretrained wrote")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -75,19 +74,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 "model.save_pretrained(folder, safe_serialization=True)"
             )
         raise CheckpointError(f"{path} has no weights: expected model.safetensors")
-    check_tokenizer(path)
     digest = digest_json([config, [[w.name, sha256_file(w)] for w in weights]])
     return Checkpoint(path, config, digest)
-
-
-def check_tokenizer(path: Path) -> None:
-    """Raise CheckpointError unless the folder has tokenizer files that transformers reads."""
-    known = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-    if not any((path / name).is_file() for name in known):
-        raise CheckpointError(
-            f"{path} has no tokenizer (none of {', '.join(known)}): save it beside the model with "
-            "tokenizer.save_pretrained(folder)"
-        )
 
 
 def infer_task(checkpoint: Checkpoint) -> Task:

@@ -17,6 +17,7 @@ from edgewise.exporter.build import TOOLS
 from edgewise.exporter.graphs import read_graph
 from edgewise.exporter.parity import FALLBACK_TEXTS, GOLDEN_ROWS
 from edgewise.files import digest_json, new_folder, sha256_file
+from edgewise.sources import check_model_folder
 from edgewise.types import Precision, Recipe, Task
 
 NO_PARITY = "the graph was exported elsewhere: there is no PyTorch model to compare with"
@@ -99,7 +100,7 @@ def _config(folder: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file} is no JSON: {error}") from error
-    checkpoints.check_tokenizer(folder)
+    check_model_folder(folder)
     if labels is not None:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.bundle import GraphInfo, TensorInfo
+from edgewise.errors import CheckpointError
 
 # onnxruntime's documentation, 'ONNX Runtime compatibility': the release that first carried each opset and IR version.
 _FIRST_FOR_OPSET = (
@@ -20,7 +21,10 @@ def read_graph(folder: Path, file: str, optimization_level: str) -> GraphInfo:
     """Describe `folder/file`, an ONNX graph, without loading external data."""
     import onnx
 
-    model = onnx.load(folder / file, load_external_data=False)
+    try:
+        model = onnx.load(folder / file, load_external_data=False)
+    except Exception as error:  # protobuf's own kind
+        raise CheckpointError(f"{file} is no ONNX graph: {error}") from error
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
     return GraphInfo(
         file=file,
@@ -39,13 +43,8 @@ def _tensor(value: Any) -> TensorInfo:
 
     kind = value.type.tensor_type
     shape = tuple(d.dim_param or int(d.dim_value) for d in kind.shape.dim)
-    return TensorInfo(
-        value.name,
-        onnx.TensorProto.DataType.Name(kind.elem_type).lower().replace("float", "float32")
-        if kind.elem_type == onnx.TensorProto.FLOAT
-        else onnx.TensorProto.DataType.Name(kind.elem_type).lower(),
-        shape,
-    )
+    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    return TensorInfo(value.name, {"float": "float32", "double": "float64"}.get(name, name), shape)
 
 
 def _min_onnxruntime(opset: int, ir: int) -> str:

@@ -3,6 +3,7 @@
     select(entries, budgets, objective)      the choice for one device
     select_by_device(...)                    the same for entries of several devices
     check_budgets(entry, budgets)            one entry held against the budgets, for confirmation
+    with_confirmed(selection, tries)         the choice with what its confirmation found
     to_json, from_json                       selection.json
     ranking_table, near_misses               for the terminal, 80 columns
     write_report, write_markdown             for people
@@ -22,7 +23,7 @@ from edgewise.selector.contest import PairedComparison
 from edgewise.selector.record import from_json, to_json
 
 # Not lazily: the module has the name of its function, and its late import would put the module in the function's place.
-from edgewise.selector.select import select, select_by_device
+from edgewise.selector.select import select, select_by_device, with_confirmed
 from edgewise.selector.table import near_misses, ranking_table
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "select",
     "select_by_device",
     "to_json",
+    "with_confirmed",
     "write_markdown",
     "write_report",
 ]

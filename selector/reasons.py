@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import metric_of, relative_room
 from edgewise.selector.words import budget_text, gap, label, limit_text, listed, percent, plural, point
-from edgewise.types import Budget, BudgetCheck, Verdict
+from edgewise.types import Budget, BudgetCheck, Metric, Verdict
 from edgewise.units import METRICS, show
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ def _tightest(checks: Sequence[BudgetCheck]) -> list[str]:
 
 
 def reason_beaten(contest: Contest, stages: Sequence[Stage], winner: int, *, other: int, lost: int | None) -> str:
-    """By how much, and in which objective, a feasible entry lost. lost: number of its last stage; None: lost the last tie-break."""
+    """By how much, and in which objective, a feasible entry lost.
+
+    lost: number of the stage in which it dropped out; None when only the last tie-break told it from the winner.
+    """
     i = other
     if lost is None:
         return f"keeps every budget; tied with the chosen in {_tied_names(contest, stages)}: the chosen one won by " + (
@@ -154,14 +157,20 @@ def dominated_words(contest: Contest, i: int, by: int) -> str:
 
 
 def sentence_chosen(
-    device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], objective: Sequence[str], confidence: float
+    device: str,
+    verdicts: Sequence[Verdict],
+    budgets: Sequence[Budget],
+    objective: Sequence[str],
+    confidence: float,
+    *,
+    fresh: Mapping[str, Metric] | None = None,
 ) -> str:
-    """The answer in one sentence."""
+    """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others."""
     entry = verdicts[0].entry
     references = {b.metric: b.relative_to for b in budgets}
     numbers = []
     for name in objective:
-        metric = metric_of(entry, name, references.get(name))
+        metric = (fresh or {}).get(name) or metric_of(entry, name, references.get(name))
         if metric is not None and point(metric) is not None:
             numbers.append(f"{name} {show(metric.value, metric.unit)}")
     kept = _all_of(budgets)
@@ -171,7 +180,11 @@ def sentence_chosen(
     holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
     run = f" with {entry.target.run.text()}" if entry.target else ""
     name = f"{entry.candidate}/{entry.recipe}" if entry.recipe else entry.candidate
-    return f"On {device}, {name}{run}{with_numbers}{holds}."
+    return f"{_on(device)}, {name}{run}{with_numbers}{holds}."
+
+
+def _on(device: str) -> str:
+    return "Here" if device == "here" else f"On {device}"
 
 
 def _all_of(budgets: Sequence[Budget]) -> str:
@@ -181,15 +194,15 @@ def _all_of(budgets: Sequence[Budget]) -> str:
 def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], confidence: float) -> str:
     """Why there is no answer, and the smallest relaxation of one budget that would give one."""
     if not verdicts:
-        return f"On {device} there is nothing to choose from."
+        return f"{_on(device)} there is nothing to choose from."
     if all(v.entry.status != "ok" for v in verdicts):
-        return f"On {device} all {plural(len(verdicts), 'candidate')} failed, so there is nothing to choose from."
+        return f"{_on(device)} all {plural(len(verdicts), 'candidate')} failed, so there is nothing to choose from."
     aside = sum(v.feasible for v in verdicts)
     if aside:
         kept = f"all {aside} that kept" if aside > 1 else "the one that kept"
-        start = f"On {device} nothing was chosen: {kept} {_all_of(budgets)} did not pass when confirmed"
+        start = f"{_on(device)} nothing was chosen: {kept} {_all_of(budgets)} did not pass when confirmed"
     else:
-        start = f"On {device} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
+        start = f"{_on(device)} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
     found = smallest_relaxation(verdicts)
     if found is None:
         return f"{start}, and relaxing any single one of them would not help."

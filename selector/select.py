@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgewise.errors import PlanError, StoreError
 from edgewise.selector.budgets import check_budgets, overshoot
@@ -22,7 +22,7 @@ from edgewise.selector.reasons import (
     sentence_chosen,
     sentence_none,
 )
-from edgewise.types import Budget, BudgetCheck, Entry, Selection, Verdict
+from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Selection, Verdict
 from edgewise.units import METRICS, RELATIVE, check_metric
 
 
@@ -97,6 +97,19 @@ def select_by_device(
         )
         for device in devices or ["here"]
     )
+
+
+def with_confirmed(selection: Selection, tries: Sequence[ConfirmTry]) -> Selection:
+    """The selection with its confirmation: where the chosen one passed, the sentence says the fresh numbers."""
+    done = replace(selection, confirmed=tuple(tries))
+    passed = next(
+        (t for t in reversed(tries) if selection.chosen and t.key == selection.chosen.entry.key and t.passed), None
+    )
+    if passed is None:
+        return done
+    s = selection
+    sentence = sentence_chosen(s.device, s.verdicts, s.budgets, s.objective, s.confidence, fresh=passed.metrics)
+    return replace(done, sentence=sentence)
 
 
 def _check_arguments(budgets: Sequence[Budget], objective: Sequence[str], confidence: float) -> None:

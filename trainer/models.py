@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from edgewise.errors import CheckpointError, PlanError
 from edgewise.plan import TuneSpec
+from edgewise.sources import check_model_folder
 
 DEFAULT_LEARNING_RATE = {"full": 5e-5, "lora": 5e-4}
 
@@ -20,6 +21,8 @@ def load_classifier(source: str | Path, labels: Sequence[str], spec: TuneSpec) -
 
     Raises CheckpointError for what transformers cannot load, PlanError for layers that the model does not have.
     """
+    if Path(source).is_dir():
+        check_model_folder(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(
@@ -32,7 +35,7 @@ def load_classifier(source: str | Path, labels: Sequence[str], spec: TuneSpec) -
         model = AutoModelForSequenceClassification.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{source} does not load as a model for text classification: {first}") from error
     if tokenizer.pad_token_id is None:

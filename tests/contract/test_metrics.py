@@ -82,7 +82,7 @@ def test_bad_input(predictions: list[int], references: list[int], message: str) 
 
 
 def test_unknown_metric_and_no_hub() -> None:
-    with pytest.raises(DataError, match="unknown metric 'acuracy': did you mean 'accuracy'.*hub:acuracy"):
+    with pytest.raises(DataError, match=r"unknown metric 'acuracy': did you mean 'accuracy'.*hub:acuracy"):
         compute(["acuracy"], [0], [0], TWO)
     with pytest.raises(DataError, match="'no-such-metric' cannot be loaded from the hub"):
         load_metric("hub:no-such-metric")

@@ -235,7 +235,9 @@ def test_a_link_that_leads_out_of_the_folder(bundle_copy: Path, tmp_path: Path) 
         edgewise.load(bundle_copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "1.0"}', '{"format": "x"}', '{"format": "1.0", "files": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "1.0"}', '{"format": "x"}', '{"format": "1.0", "files": 3}']
+)
 def test_broken_manifest(bundle_copy: Path, text: str) -> None:
     (bundle_copy / MANIFEST).write_text(text)
     with pytest.raises(BundleError):

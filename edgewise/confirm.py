@@ -1,0 +1,146 @@
+"""Choosing for one device, and holding the winner against rows and processes that had no part in the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgewise.pairing import Pairing
+from edgewise.progress import Reporter
+from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Verdict
+from edgewise.units import RELATIVE, show
+
+if TYPE_CHECKING:
+    from edgewise.data import Splits
+    from edgewise.plan import Plan
+    from edgewise.profiler import Store, Subject
+
+_QUALITY = ("accuracy", "f1", *RELATIVE)
+"""Metrics that the threads do not change: who fails in one of them fails with any number of threads."""
+
+
+class Confirmer:
+    """Select, confirm the winner once, and go on to the next one if it does not pass."""
+
+    def __init__(
+        self, plan: Plan, store: Store, subjects: Sequence[Subject], splits: Splits, work: Path, say: Reporter
+    ) -> None:
+        self.plan, self.store, self.splits, self.work, self.say = plan, store, splits, work, say
+        self.subjects = {(s.candidate, s.recipe): s for s in subjects}
+
+    def choose(self, device: str) -> Selection:
+        """The confirmed choice for one device, or none; every try is kept in `confirmed`."""
+        from edgewise.selector import select
+
+        entries = self._entries(device)
+        pairing = Pairing(self.store, self.plan.targets)
+        tries: list[ConfirmTry] = []
+        excluded: set[str] = set()
+        while True:
+            selection = select(
+                entries,
+                self.plan.budgets,
+                self.plan.objective,
+                confidence=self.plan.confidence,
+                paired=pairing,
+                exclude=excluded,
+                device=device,
+            )
+            if selection.chosen is None:
+                return replace(selection, confirmed=tuple(tries))
+            tried = self._confirm(selection.chosen)
+            tries.append(tried)
+            self.say.say(f"  confirm {tried.key}: {tried.reason}")
+            if tried.passed:
+                return replace(selection, confirmed=tuple(tries))
+            excluded |= self._same_failure(tried, selection)
+
+    def _entries(self, device: str) -> list[Entry]:
+        from edgewise.data import digest_rows
+        from edgewise.profiler import entries
+
+        digests = {s.bundle.digest for s in self.subjects.values()}
+        found = entries(self.store, digests=digests, inputs_digest=digest_rows(self.splits.val))
+        targets = {t.text() for t in self.plan.targets if t.device == device}
+        names = {c.name for c in self.plan.candidates}
+        known = {(s.candidate, s.recipe) for s in self.subjects.values()}
+        return [
+            e
+            for e in found
+            if e.candidate in names
+            and (e.target is None or e.target.text() in targets)
+            # A candidate that failed in an earlier run and has its bundle now is no failure any more.
+            and not (e.status == "failed" and e.target is None and self._mended(e, known))
+        ]
+
+    @staticmethod
+    def _mended(entry: Entry, known: set[tuple[str, str]]) -> bool:
+        if entry.recipe:
+            return (entry.candidate, entry.recipe) in known
+        return any(candidate == entry.candidate for candidate, _ in known)
+
+    def _confirm(self, winner: Verdict) -> ConfirmTry:
+        """Measure the winner on confirm rows and in fresh processes, and check its budgets again."""
+        entry = winner.entry
+        with self.say.step(f"confirm {entry.candidate}/{entry.recipe} on {len(self.splits.confirm)} fresh rows"):
+            metrics = self._measure(entry)
+        fresh = replace(entry, metrics=metrics)
+        checks = tuple(self._check(fresh, b) for b in self.plan.budgets)
+        broken = [c.words for c in checks if not c.met]
+        reason = "passed" if not broken else "did not pass: " + "; ".join(broken)
+        return ConfirmTry(entry.key, not broken, checks, reason, metrics)
+
+    def _measure(self, entry: Entry) -> Mapping[str, Metric]:
+        from edgewise.data import digest_rows
+        from edgewise.profiler import entries, measure_accuracy, measure_latency
+
+        assert entry.target is not None
+        plan, rows = self.plan, self.splits.confirm
+        subject = self.subjects[entry.candidate, entry.recipe]
+        references = {b.relative_to for b in plan.budgets if b.relative_to}
+        compared = [s for (c, r), s in self.subjects.items() if c == entry.candidate and r in references]
+        measure_accuracy(
+            list(dict.fromkeys([*compared, subject])), [entry.target], rows, store=self.store, devices=plan.devices,
+            level=plan.confidence, stage="confirm", progress=self.say.update,
+        )  # fmt: skip
+        measure_latency(
+            [subject], [entry.target], rows, store=self.store, devices=plan.devices, spec=plan.profile,
+            level=plan.confidence, stage="confirm", work=self.work, progress=self.say.update,
+        )  # fmt: skip
+        found = entries(self.store, stage="confirm", digests={subject.bundle.digest}, inputs_digest=digest_rows(rows))
+        return next((e.metrics for e in found if e.key == entry.key and e.status == "ok"), {})
+
+    def _check(self, entry: Entry, budget: Budget) -> BudgetCheck:
+        """A budget on fresh data. A drop against fp32 was shown by its bound on val; here its value must stay within.
+
+        The confirm rows are too few to show the bound a second time with good odds, and a true 'within' that fails by
+        chance would send a worse bundle to the device. What their bound says is in the report, in its own words.
+        """
+        from edgewise.selector import check_budgets
+
+        (check,) = check_budgets(entry, [budget], self.plan.confidence)
+        metric = entry.metrics.get(budget.metric)
+        if budget.metric not in RELATIVE or metric is None or metric.value is None or check.met:
+            return check
+        met = metric.value <= budget.limit
+        bound = f", at most {show(metric.high, metric.unit)} at {self.plan.confidence:.0%}" if metric.high else ""
+        state = f"{'within' if met else 'over'} {show(budget.limit, budget.unit)}"
+        words = f"{budget.metric} is {show(metric.value, metric.unit)}{bound}: its value is {state}"
+        return replace(check, met=met, bound=metric.value, margin=budget.limit - metric.value, words=words)
+
+    def _same_failure(self, tried: ConfirmTry, selection: Selection) -> set[str]:
+        """Keys that fail for the same reason: other threads do not mend an accuracy."""
+        assert selection.chosen is not None
+        entry = selection.chosen.entry
+        if not any(not c.met and c.budget.metric in _QUALITY for c in tried.checks) or entry.target is None:
+            return {tried.key}
+        length = entry.target.run.max_length
+        return {
+            v.entry.key
+            for v in selection.verdicts
+            if v.entry.content_digest == entry.content_digest
+            and v.entry.target is not None
+            and v.entry.target.run.max_length == length
+        }

@@ -1,0 +1,295 @@
+"""`edgewise profile`, `select`, `report` and `devices`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.errors import DataError, PlanError, StoreError
+from edgewise.progress import Reporter
+from edgewise.types import PROVIDERS
+
+if TYPE_CHECKING:
+    from edgewise.data import Row
+    from edgewise.types import Measurement, Selection, Target
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "example:\n"
+        "  edgewise profile bundles/fp32 bundles/int8-dynamic --data reviews.csv --text text --label label \\\n"
+        "      --threads 1,2 --max-length 32,64 --store measurements.sqlite"
+    )
+    parser.add_argument("bundle", nargs="+", help="bundle folders")
+    parser.add_argument("--data", required=True, help="rows: a CSV, TSV, JSON Lines or Parquet file, or asset:NAME")
+    parser.add_argument("--text", default="text", help="column with the text (default: text)")
+    parser.add_argument("--text-pair", help="column with the second text of a pair")
+    parser.add_argument("--label", help="column with the label; without it no accuracy is measured")
+    parser.add_argument("--rows", type=int, help="at most so many rows")
+    parser.add_argument("--provider", default="cpu", metavar="P,...", help="providers (default: cpu)")
+    parser.add_argument("--threads", default="1", metavar="N,...", help="threads (default: 1)")
+    parser.add_argument("--max-length", metavar="N,...", help="lengths in tokens (default: the model's)")
+    parser.add_argument("--python", help="another interpreter to measure in, with its own onnxruntime")
+    parser.add_argument("--store", default="measurements.sqlite", help="measurement store (default: %(default)s)")
+    parser.add_argument("--percentile", choices=["p50", "p90", "p95", "p99", "p99.9"], default="p95")
+    parser.add_argument("--seconds", type=float, default=1.0, help="timed calls in one round (default: %(default)s)")
+    parser.add_argument("--max-rounds", type=int, default=10, help="fresh processes at most (default: %(default)s)")
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--json", action="store_true", help="the measurements as JSON on standard output")
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    from edgewise.bundle import read_bundle
+    from edgewise.plan import ProfileSpec
+    from edgewise.profiler import Store, Subject, profile
+    from edgewise.types import Device, to_dict
+
+    bundles = [read_bundle(path) for path in args.bundle]
+    subjects = [
+        Subject(b.manifest.source.get("candidate", b.path.name), b.manifest.source.get("recipe", b.path.name), b)
+        for b in bundles
+    ]
+    rows = _rows(args)
+    say = Reporter()
+    spec = ProfileSpec(percentile=args.percentile, seconds=args.seconds, max_rounds=max(5, args.max_rounds))
+    with Store(args.store) as store, say.step(f"profile {len(bundles)} bundles"):
+        found = profile(
+            subjects,
+            _targets(args),
+            rows,
+            store=store,
+            devices=(Device("here", args.python),),
+            spec=spec,
+            level=args.confidence,
+            progress=say.update,
+        )
+    if args.json:
+        print(json.dumps([to_dict(m) for m in found], indent=2, ensure_ascii=False))
+    else:
+        for m in found:
+            _print_measurement(m)
+        print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
+    return 4 if any(m.status == "failed" for m in found) else 0
+
+
+def _rows(args: argparse.Namespace) -> tuple[Row, ...]:
+    from edgewise.data import load_rows
+
+    rows = load_rows(args.data, text=args.text, text_pair=args.text_pair, label=args.label)[: args.rows]
+    if not rows:
+        raise DataError(f"{args.data} has no rows")
+    return rows
+
+
+def _targets(args: argparse.Namespace) -> tuple[Target, ...]:
+    from edgewise.types import RunSettings, Target
+
+    lengths = _numbers("--max-length", args.max_length) if args.max_length else [None]
+    return tuple(
+        Target("here", RunSettings(provider, {}, threads, length))
+        for provider in args.provider.split(",")
+        for threads in _numbers("--threads", args.threads)
+        for length in lengths
+    )
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PlanError(f"{option} {text!r}: expected numbers such as 1,2") from error
+
+
+def _print_measurement(m: Measurement) -> None:
+    from edgewise.units import show
+
+    where = m.target.text() if m.target else ""
+    print(f"\n{m.candidate}/{m.recipe} on {where}, {m.scenario}")
+    if m.status == "failed":
+        print(f"  failed: {m.reason}")
+    for x in m.metrics:
+        if x.value is None:
+            print(f"  {x.name:<20} -            {x.why}")
+            continue
+        bounds = f"[{show(x.low, x.unit)}, {show(x.high, x.unit)}]" if x.low is not None and x.high is not None else ""
+        print(f"  {x.name:<20} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}")
+
+
+def add_select(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "example:\n"
+        "  edgewise select runs/movie-reviews/measurements.sqlite --budget 'p95 <= 10 ms' \\\n"
+        "      --budget 'size <= 30 MB' --objective accuracy,p95\n\n"
+        "exit codes: 0 chosen; 3 nothing meets the budgets"
+    )
+    parser.add_argument("store", help="measurement store, or a run folder that has one")
+    parser.add_argument("--budget", action="append", default=[], metavar="B", help="such as 'p95 <= 10 ms'")
+    parser.add_argument("--objective", default="accuracy,p95", metavar="M,...", help="in order (default: %(default)s)")
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--device", help="only this device")
+    parser.add_argument("--json", action="store_true", help="the selection as JSON on standard output")
+
+
+def run_select(args: argparse.Namespace) -> int:
+    from edgewise.pairing import Pairing
+    from edgewise.profiler import Store, entries
+    from edgewise.selector import select_by_device, to_json
+    from edgewise.units import parse_budget
+
+    budgets = [parse_budget(b) for b in args.budget]
+    with Store(_store_path(args.store)) as store:
+        found = entries(store)
+        if args.device is not None:
+            found = _on_device(found, args.device)
+        if not found:
+            raise StoreError(f"{args.store} holds no measurements to choose from: `edgewise profile` makes some")
+        targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
+        selections = select_by_device(
+            found,
+            budgets,
+            args.objective.split(","),
+            confidence=args.confidence,
+            paired=Pairing(store, targets),
+        )
+    if args.json:
+        print(json.dumps([to_json(s) for s in selections], indent=2, ensure_ascii=False))
+    else:
+        print_selections(selections)
+    return 0 if all(s.chosen for s in selections) else 3
+
+
+def _on_device(found: Sequence[Any], device: str) -> list[Any]:
+    from edgewise.errors import nearest
+
+    names = sorted({e.target.device for e in found if e.target is not None})
+    if device not in names:
+        raise StoreError(f"no measurements of device {device!r}: {nearest(device, names)}")
+    return [e for e in found if e.target is None or e.target.device == device]
+
+
+def print_selections(selections: Sequence[Selection]) -> None:
+    """The choice and the table of each device, 80 columns wide."""
+    from edgewise.selector import near_misses, ranking_table
+    from edgewise.selector.table import wrap
+
+    for selection in selections:
+        print()
+        print("\n".join(wrap(selection.sentence, 80)))
+        print()
+        print(ranking_table(selection) if selection.chosen else near_misses(selection))
+
+
+def _store_path(given: str) -> Path:
+    from edgewise.rundir import RunFolder
+
+    path = Path(given)
+    path = RunFolder(path).store if path.is_dir() else path
+    if not path.is_file():
+        raise StoreError(f"{path}: no such measurement store; `edgewise fit` or `edgewise profile` makes one")
+    return path
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "examples:\n"
+        "  edgewise report runs/movie-reviews -o report.html\n"
+        "  edgewise report measurements.sqlite --budget 'p95 <= 10 ms' -o report.html"
+    )
+    parser.add_argument("run", help="run folder that `fit` wrote, or a measurement store")
+    parser.add_argument("-o", "--out", default="report.html", help="file: .html, .md or .json (default: %(default)s)")
+    parser.add_argument(
+        "--budget", action="append", default=[], metavar="B", help="for a store: such as 'p95 <= 10 ms'"
+    )
+    parser.add_argument("--objective", default="accuracy,p95", metavar="M,...", help="for a store, in order")
+    parser.add_argument("--confidence", type=float, default=0.95, help="for a store")
+
+
+def run_report(args: argparse.Namespace) -> int:
+    from edgewise.files import write_json
+    from edgewise.profiler import Store
+    from edgewise.results import report_data
+    from edgewise.rundir import RunFolder
+    from edgewise.selector import to_json, write_markdown, write_report
+
+    out = Path(args.out)
+    if out.suffix not in (".html", ".md", ".json"):
+        raise PlanError(f"-o {args.out}: expected a name that ends in .html, .md or .json")
+    with Store(_store_path(args.run)) as store:
+        selections = _selections(args, store)
+        folder = RunFolder(Path(args.run))
+        data = report_data(
+            store,
+            selections,
+            title=f"{Path(args.run).resolve().name}: which model, in which form, on this device?",
+            command=f"edgewise report {args.run} -o {args.out}",
+            plan=folder.plan.read_text(encoding="utf-8") if folder.plan.is_file() else "",
+            bundle=str(folder.path / "chosen"),
+        )
+    if out.suffix == ".json":
+        write_json(out, [to_json(s) for s in selections])
+    else:
+        (write_report if out.suffix == ".html" else write_markdown)(out, data)
+    print(out)
+    return 0
+
+
+def _selections(args: argparse.Namespace, store: Any) -> tuple[Selection, ...]:
+    """Of a run folder: as `fit` chose and confirmed. Of a store: chosen now, by the budgets given."""
+    from edgewise.pairing import Pairing
+    from edgewise.profiler import entries
+    from edgewise.results import read_selections
+    from edgewise.rundir import RunFolder
+    from edgewise.selector import select_by_device
+    from edgewise.units import parse_budget
+
+    run = Path(args.run)
+    if run.is_dir() and not args.budget:
+        return read_selections(RunFolder(run).selection)
+    found = entries(store)
+    targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
+    return select_by_device(
+        found,
+        [parse_budget(b) for b in args.budget],
+        args.objective.split(","),
+        confidence=args.confidence,
+        paired=Pairing(store, targets),
+    )
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example:\n  edgewise devices"
+    parser.add_argument("--python", help="another interpreter, with its own onnxruntime")
+    parser.add_argument("--json", action="store_true", help="as JSON on standard output")
+
+
+def run_devices(args: argparse.Namespace) -> int:
+    from edgewise.profiler.plumbing import describe_device
+    from edgewise.profiler.transport import Children
+    from edgewise.types import Device
+
+    found = describe_device(Device("here", args.python), Children(), providers=True)
+    if args.json:
+        print(json.dumps({"fingerprint": dict(found.fingerprint), "providers": list(found.trials)}, indent=2))
+        return 0
+    for key, value in found.fingerprint.items():
+        if key != "why":
+            print(f"{key:<16} {_shown(key, value, found.fingerprint)}")
+    for trial in found.trials:
+        state = "runs" if trial["runs"] else f"does not run: {trial['why']}"
+        print(f"{'provider':<16} {trial['provider']}: {state}")
+    missing = [p for p in PROVIDERS if p not in {t["provider"] for t in found.trials}]
+    print(f"{'not built in':<16} {', '.join(missing)}")
+    return 0
+
+
+def _shown(key: str, value: Any, fingerprint: Any) -> str:
+    if value is None:
+        return f"unknown ({(fingerprint.get('why') or {}).get(key, 'cannot be read here')})"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value / 1e9:.1f} GB" if key.endswith(("memory", "bytes")) else str(value)

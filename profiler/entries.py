@@ -1,0 +1,102 @@
+"""From measurements to what the selector reads: one entry for each bundle on each target.
+
+Latency belongs to a full target; accuracy is measured once for a bundle, provider and length, since threads do not
+change an answer; size and training time belong to the bundle. An entry joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from edgewise.files import digest_json
+from edgewise.types import Entry, Measurement, Metric, Stage, Target, to_dict
+
+if TYPE_CHECKING:
+    from edgewise.profiler.store import Store
+
+TIMED = ("single-stream", "offline")
+ANSWERED = ("accuracy", "comparison")
+
+
+def answer_settings(target: Target) -> str:
+    """Digest of what of a target may change an answer: all but the threads."""
+    data = to_dict(target)
+    del data["run"]["threads"]
+    return digest_json(data)
+
+
+def entries(
+    store: Store,
+    *,
+    stage: Stage = "profile",
+    digests: Collection[str] | None = None,
+    inputs_digest: str | None = None,
+) -> list[Entry]:
+    """Every bundle on every target, and every candidate that failed before it was one, in the order first measured.
+
+    stage: 'profile' (val rows) or 'confirm'. digests: only bundles with these content digests, and failures.
+    inputs_digest: only measurements on these rows. Of the same thing measured twice the later one counts; accuracy
+    joins only what was measured on a machine with the same fingerprint.
+    """
+    wanted = [
+        m
+        for m in store.measurements()
+        if (digests is None or m.content_digest is None or m.content_digest in digests)
+        and (m.stage != stage or inputs_digest is None or m.inputs_digest == inputs_digest)
+    ]
+    early = _latest((m for m in wanted if m.stage in ("train", "export")), _early_key)
+    timed = _latest((m for m in wanted if m.stage == stage and m.scenario in TIMED), _timed_key)
+    answered = _latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
+    found = [_join(m, early.values(), answered) for m in timed.values()]
+    return found + [
+        Entry(m.candidate, m.recipe, m.content_digest, m.target, {x.name: x for x in m.metrics}, "failed", m.reason)
+        for m in early.values()
+        if m.status == "failed"
+    ]
+
+
+def _latest(measurements: Iterable[Measurement], key: Any) -> dict[Any, Measurement]:
+    found: dict[Any, Measurement] = {}
+    for m in measurements:
+        found[key(m)] = m  # a dict keeps the place of the first and the value of the last
+    return found
+
+
+def _early_key(m: Measurement) -> tuple[Any, ...]:
+    return (m.stage, m.candidate, m.recipe)
+
+
+def _timed_key(m: Measurement) -> tuple[Any, ...]:
+    return (m.candidate, m.recipe, m.content_digest, m.scenario, digest_json(to_dict(m.target)) if m.target else None)
+
+
+def _answer_key(m: Measurement) -> tuple[Any, ...]:
+    settings = answer_settings(m.target) if m.target else None
+    return (m.scenario, m.candidate, m.recipe, m.content_digest, settings, m.conditions.get("fingerprint_digest"))
+
+
+def _join(timed: Measurement, early: Iterable[Measurement], answered: dict[Any, Measurement]) -> Entry:
+    metrics: dict[str, Metric] = {}
+    reasons = [timed.reason] if timed.status == "failed" else []
+    for m in early:
+        if m.status == "ok" and m.candidate == timed.candidate and m.recipe in ("", timed.recipe):
+            metrics |= {x.name: x for x in m.metrics}
+    settings = answer_settings(timed.target) if timed.target else None
+    for scenario in ANSWERED:
+        print_of = timed.conditions.get("fingerprint_digest")
+        key = (scenario, timed.candidate, timed.recipe, timed.content_digest, settings, print_of)
+        if (m := answered.get(key)) is not None:
+            metrics |= {x.name: x for x in m.metrics}
+            if m.status == "failed":
+                reasons.append(f"{scenario}: {m.reason}")
+    metrics |= {x.name: x for x in timed.metrics}
+    return Entry(
+        timed.candidate,
+        timed.recipe,
+        timed.content_digest,
+        timed.target,
+        metrics,
+        "failed" if reasons else "ok",
+        "; ".join(reasons),
+    )

@@ -1,0 +1,270 @@
+"""Latency, start-up and memory: a fresh worker process for each bundle, target and round, interleaved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgewise.data import Row
+from edgewise.errors import EdgewiseError, UserError, WorkerError
+from edgewise.files import digest_json
+from edgewise.profiler.plumbing import (
+    Progress,
+    Subject,
+    check_rows,
+    check_subject,
+    describe_device,
+    job_inputs,
+    job_run,
+    no_progress,
+    pick_devices,
+)
+from edgewise.profiler.results import WorkerResult
+from edgewise.profiler.rounds import (
+    RoundRule,
+    Rounds,
+    Series,
+    calls_a_round,
+    latency_metrics,
+    series_conditions,
+)
+from edgewise.profiler.statistics import check_level
+from edgewise.profiler.store import MeasurementKey, Store
+from edgewise.profiler.transport import Children, run_job
+from edgewise.types import Device, Measurement, Stage, Target
+
+WARM_UP: Mapping[str, float] = {"calls": 5, "seconds": 0.05}
+"""Untimed calls of a round: at least so many, and for so long."""
+_MAX_INPUTS = 1000
+_BUSY_SHARE = 0.5
+
+
+def measure_latency(
+    subjects: Sequence[Subject],
+    targets: Sequence[Target],
+    rows: Sequence[Row],
+    *,
+    store: Store,
+    devices: Sequence[Device] = (Device(),),
+    spec: RoundRule | None = None,
+    level: float = 0.95,
+    stage: Stage = "profile",
+    work: Path | None = None,
+    seed: int = 0,
+    repeat_disturbed: bool = True,
+    progress: Progress = no_progress,
+) -> list[Measurement]:
+    """Measure every subject on every target; the measurements, in that order, as they stand in the store.
+
+    rows: inputs, in an order shuffled by `seed`, the same for all; round r starts at another place of it.
+    spec: a plan's `profile`, or `Rounds`. work: where raw rounds wait (beside the store, unless given).
+
+    What the store has already is not measured again, and finished rounds of an interrupted run are taken up. A bundle
+    that fails becomes a measurement with its reason. Raises UserError for a device whose interpreter cannot run the
+    worker, PlanError for an unknown device, DataError for no rows.
+    """
+    run = _Run(list(rows), store, spec or Rounds(), check_level(level), stage, seed, progress)
+    run.inputs_digest = check_rows(rows)
+    run.work = work or store.path.with_name(f"{store.path.name}.rounds")
+    by_name = pick_devices(devices, targets)
+    try:
+        prints = {name: _fingerprint(device, run.children) for name, device in by_name.items()}
+        faults = {id(s): check_subject(s) for s in subjects}
+        series = [run.series(s, t, by_name[t.device], prints[t.device], faults[id(s)]) for s in subjects for t in targets]
+        stored = {id(s): store.find(s.key) for s in series}
+        open_ones = [s for s in series if stored[id(s)] is None]
+        run.measure(open_ones, repeat_disturbed)
+    except BaseException:
+        run.children.kill_all()
+        raise
+    return [stored[id(s)] or run.finish(s) for s in series]
+
+
+def _fingerprint(device: Device, children: Children) -> dict[str, Any] | str:
+    """The device's fingerprint, or why there is none."""
+    try:
+        return dict(describe_device(device, children).fingerprint)
+    except WorkerError as error:
+        return f"device {device.name!r} does not answer: {error}"
+
+
+class _Run:
+    """One call of measure_latency: its settings, and the steps that share them."""
+
+    inputs_digest: str
+    work: Path
+
+    def __init__(
+        self, rows: list[Row], store: Store, rule: RoundRule, level: float, stage: Stage, seed: int, progress: Progress
+    ) -> None:
+        random.Random(seed).shuffle(rows)  # files come sorted by label or length
+        self.rows, self.store, self.rule, self.level = rows, store, rule, level
+        self.stage, self.seed, self.progress = stage, seed, progress
+        self.children = Children()
+        self.done = self.total = 0
+        self.settings: dict[str, Any] = {
+            "percentile": rule.percentile,
+            "width": rule.width,
+            "min_rounds": rule.min_rounds,
+            "max_rounds": rule.max_rounds,
+            "seconds": rule.seconds,
+            "min_calls": calls_a_round(rule),
+            "warmup": dict(WARM_UP),
+            "level": level,
+            "seed": seed,
+            "verify": "full",
+        }
+
+    def series(
+        self, subject: Subject, target: Target, device: Device, fingerprint: dict[str, Any] | str, fault: str
+    ) -> Series:
+        """A subject on a target, with the rounds that are there already."""
+        known = fingerprint if isinstance(fingerprint, dict) else {}
+        key = MeasurementKey(
+            subject.candidate,
+            subject.recipe,
+            subject.bundle.digest,
+            target,
+            "single-stream",
+            self.stage,
+            self.inputs_digest,
+            str(known.get("digest", "")),
+            digest_json(self.settings),
+        )
+        folder = self.work / key.digest.removeprefix("sha256:")[:24]
+        failure = fault or (fingerprint if isinstance(fingerprint, str) else "")
+        series = Series(subject, target, device, key, folder, known, failure=failure)
+        series.resume()
+        return series
+
+    def measure(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
+        """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
+        self.total = sum(self.rule.min_rounds for s in series if not s.failure)
+        for number in range(self.rule.max_rounds):
+            wanted = [s for s in series if not s.failure and self._wants(s, number)]
+            if number >= self.rule.min_rounds:
+                self.total += len(wanted)
+            for s in self._shuffled(wanted, number):
+                if number not in s.rounds:
+                    self._one_round(s, number)
+                self._step(f"round {number + 1}: {s.subject.name} on {s.target.text()}")
+        if repeat_disturbed:
+            self._repeat_disturbed([s for s in series if not s.failure])
+
+    def _wants(self, s: Series, number: int) -> bool:
+        return number < self.rule.min_rounds or number in s.rounds or not s.enough(self.rule, self.level)
+
+    def _shuffled(self, series: list[Series], number: int) -> list[Series]:
+        order = list(series)
+        random.Random(f"{self.seed}:{number}").shuffle(order)
+        return order
+
+    def _step(self, what: str) -> None:
+        self.done += 1
+        self.progress(self.done, self.total, what)
+
+    def _repeat_disturbed(self, series: list[Series]) -> None:
+        """Each disturbed round once more, unless the machine is busy all the time, when it would help nothing."""
+        disturbed = [(s, n) for s in series for n in s.disturbed()]
+        if len(disturbed) > _BUSY_SHARE * sum(len(s.rounds) for s in series):
+            return
+        again = [(s, n) for s, n in disturbed if n not in s.repeats]
+        self.total += len(again)
+        for s, number in again:
+            if not s.failure:
+                self._one_round(s, number, repeat=True)
+            self._step(f"round {number + 1} again, it was disturbed: {s.subject.name} on {s.target.text()}")
+
+    def _one_round(self, s: Series, number: int, *, repeat: bool = False) -> None:
+        """Run one fresh process; what goes wrong ends this series, not the others."""
+        try:
+            result = self._job(s, number, s.file(number, repeat=repeat))
+            if result.calls is None:
+                raise WorkerError("the worker ended without timed calls")
+            if result.fingerprint.get("digest") != s.key.fingerprint_digest:
+                raise WorkerError("the machine's fingerprint changed while it was measured: start again")
+        except UserError as error:
+            s.failure = str(error)
+        except EdgewiseError as error:
+            s.failure = f"round {number + 1}: {error}"
+        else:
+            if repeat:
+                s.take_repeat(number, result)
+            else:
+                s.rounds[number] = result
+
+    def _job(self, s: Series, number: int, keep: Path) -> WorkerResult:
+        # Every round sees other rows first, so that few calls a round still see many rows over all rounds.
+        stride = -(-len(self.rows) // self.rule.max_rounds)
+        start = number * stride % len(self.rows)
+        turned = (self.rows[start:] + self.rows[:start])[:_MAX_INPUTS]
+        job = {
+            "job": "latency",
+            "bundle": str(s.subject.bundle.path.absolute()),
+            "content_digest": s.subject.bundle.digest,
+            "verify": self.settings["verify"],
+            "run": job_run(s.target.run, s.subject.bundle),
+            "warmup": self.settings["warmup"],
+            "seconds": self.rule.seconds,
+            "min_calls": self.settings["min_calls"],
+            "placement": number == 0,
+        }
+        timeout_s = 120 + 20 * self.rule.seconds
+        return run_job(s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep)
+
+    def finish(self, s: Series) -> Measurement:
+        """Compute the metrics, append the measurement to the store, forget the raw files."""
+        measurement = Measurement(
+            candidate=s.subject.candidate,
+            recipe=s.subject.recipe,
+            content_digest=s.subject.bundle.digest,
+            target=s.target,
+            scenario="single-stream",
+            stage=self.stage,
+            status="failed" if s.failure else "ok",
+            reason=s.failure,
+            inputs_digest=self.inputs_digest,
+            conditions=self._conditions(s),
+            metrics=() if s.failure else latency_metrics(s, self.level),
+        )
+        number = self.store.add(measurement, () if s.failure else s.samples())
+        if not s.failure:
+            s.forget()
+        return _numbered(measurement, number)
+
+    def _conditions(self, s: Series) -> dict[str, Any]:
+        base = {
+            "fingerprint": dict(s.fingerprint),
+            "fingerprint_digest": s.key.fingerprint_digest,
+            "settings": self.settings,
+            "settings_digest": s.key.settings_digest,
+            "device": {"name": s.device.name, "python": s.device.python},
+            "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, one call after the other",
+            "notes": [
+                "a fresh process a round; files in the page cache; start-up includes hashing the bundle's files",
+                "garbage collected and frozen before the timed calls; memory is never read during them",
+            ],
+        }
+        return base if s.failure else base | series_conditions(s, self.rule, self.level, self._stopped(s))
+
+    def _stopped(self, s: Series) -> str:
+        """By which rule it stopped, in words."""
+        half = s.half_width(self.rule, self.level)
+        rounds, name = len(s.rounds), self.rule.percentile
+        if half is None:
+            return f"after {rounds} rounds, the most allowed; {name} has no interval yet"
+        width = f"interval of {name} is ±{half:.1%}, asked for ±{self.rule.width:.1%}"
+        if half <= self.rule.width:
+            return f"after {rounds} rounds: the {width}"
+        return f"after {rounds} rounds, the most allowed: the {width}"
+
+
+def _numbered(measurement: Measurement, number: int) -> Measurement:
+    from dataclasses import replace
+
+    return replace(measurement, id=number)
+
+
+__all__ = ["WARM_UP", "measure_latency"]

@@ -1,0 +1,240 @@
+"""One bundle on one target through its rounds: which are there, what they say, and whether they are enough.
+
+A round is one fresh process. Its raw results are kept as a file until the measurement stands in the store, so that a
+killed run loses at most the round in hand.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgewise.errors import WorkerError
+from edgewise.profiler.plumbing import Subject, token_distribution
+from edgewise.profiler.results import WorkerResult, read_result
+from edgewise.profiler.statistics import (
+    SAMPLE_NEEDED,
+    Floats,
+    mean_bounds,
+    percentile_bounds,
+    percentile_metrics,
+)
+from edgewise.profiler.store import MeasurementKey, Sample
+from edgewise.profiler.vitals import Memory
+from edgewise.types import Device, Metric, Target
+from edgewise.units import METRICS, PERCENTILES
+
+DISTURBED = 0.10
+"""Share of all cores that other processes may take before a round counts as disturbed."""
+
+
+class RoundRule(Protocol):
+    """How long to measure: a plan's ProfileSpec, or `Rounds`, where no plan is."""
+
+    @property
+    def percentile(self) -> str: ...
+    @property
+    def width(self) -> float: ...
+    @property
+    def min_rounds(self) -> int: ...
+    @property
+    def max_rounds(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """At least min_rounds fresh processes; more, up to max_rounds, while the interval is wider than `width`."""
+
+    percentile: str = "p95"
+    width: float = 0.05
+    """Half width of the interval of `percentile`, relative to its value."""
+    min_rounds: int = 5
+    max_rounds: int = 10
+    seconds: float = 1.0
+    """Timed calls of one round."""
+
+
+@dataclass
+class Series:
+    """The rounds of one bundle on one target."""
+
+    subject: Subject
+    target: Target
+    device: Device
+    key: MeasurementKey
+    folder: Path
+    fingerprint: Mapping[str, Any]
+    rounds: dict[int, WorkerResult] = field(default_factory=dict)
+    """By round; a repeat takes the place of the disturbed one when less of the machine was taken."""
+    repeats: dict[int, str] = field(default_factory=dict)
+    failure: str = ""
+
+    def file(self, number: int, *, repeat: bool = False) -> Path:
+        """Where the raw results of a round stand."""
+        return self.folder / f"round-{number:03}{'-repeat' if repeat else ''}.jsonl"
+
+    def resume(self) -> None:
+        """Take the rounds that an earlier run finished; what cannot be read is measured again."""
+        for file in sorted(self.folder.glob("round-???.jsonl")):
+            try:
+                self.rounds[int(file.stem.removeprefix("round-"))] = read_result(file)
+            except (WorkerError, ValueError):
+                file.unlink(missing_ok=True)
+        for number in list(self.rounds):
+            if (file := self.file(number, repeat=True)).exists():
+                try:
+                    self.take_repeat(number, read_result(file))
+                except WorkerError:
+                    file.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove the raw files: the measurement stands in the store."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def disturbed(self) -> list[int]:
+        """Rounds during which other processes took more of the machine than `DISTURBED`."""
+        return sorted(n for n, r in self.rounds.items() if other_cpu(r) > DISTURBED)
+
+    def take_repeat(self, number: int, again: WorkerResult) -> None:
+        """Keep the calmer one of a round and its repeat: by the machine's load, never by the times."""
+        first = self.rounds[number]
+        self.repeats[number] = f"other processes took {other_cpu(first):.0%}, then {other_cpu(again):.0%}"
+        if other_cpu(again) < other_cpu(first):
+            self.rounds[number] = again
+
+    def seconds(self) -> list[Floats]:
+        """One array of seconds a call for each process, in the order of rounds."""
+        return [np.array(_calls(r).ns, dtype=np.float64) / 1e9 for _, r in sorted(self.rounds.items())]
+
+    def samples(self) -> list[Sample]:
+        """As the store keeps them."""
+        return [Sample(n, r.pid, _calls(r).ns) for n, r in sorted(self.rounds.items())]
+
+    def half_width(self, rule: RoundRule, level: float) -> float | None:
+        """Half width of the asked percentile's interval relative to its value; None when it cannot be said yet."""
+        seconds = self.seconds()
+        if len(seconds) < 2 or sum(map(len, seconds)) < SAMPLE_NEEDED[rule.percentile]:
+            return None
+        bounds = percentile_bounds(seconds, PERCENTILES[rule.percentile], level)
+        if bounds.low is None or bounds.high is None:
+            return None
+        return (bounds.high - bounds.low) / 2 / bounds.value
+
+    def enough(self, rule: RoundRule, level: float) -> bool:
+        """Whether the interval is narrow enough."""
+        half = self.half_width(rule, level)
+        return half is not None and half <= rule.width
+
+
+def calls_a_round(rule: RoundRule) -> int:
+    """Timed calls of a round at least: so many that min_rounds of them give the asked percentile its sample."""
+    return math.ceil(SAMPLE_NEEDED[rule.percentile] / rule.min_rounds)
+
+
+def other_cpu(result: WorkerResult) -> float:
+    """Share of the machine that others took during the timed calls; 0 where it is not known."""
+    return (result.load.other_cpu or 0.0) if result.load else 0.0
+
+
+def _calls(result: WorkerResult) -> Any:
+    if result.calls is None:
+        raise WorkerError("a latency worker ended without timed calls")
+    return result.calls
+
+
+def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
+    """All that the rounds say: times, throughput, start-up, memory, size."""
+    seconds = series.seconds()
+    results = [r for _, r in sorted(series.rounds.items())]
+    means = mean_bounds([float(np.mean(s)) for s in seconds], level)
+    calls = sum(map(len, seconds))
+    mean = means.as_metric("latency_mean", "s", level)
+    size = series.subject.bundle.manifest.size
+    return (
+        *percentile_metrics(seconds, level),
+        mean,
+        _throughput(mean, series.target.run.batch_size, calls),
+        *_startup_metrics(results, level),
+        *_memory_metrics(results, level),
+        Metric("size", "B", float(size), method="sum of the bundle's files", n=1),
+    )
+
+
+def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:
+    """Inputs a second: the reciprocal of the mean time of a call, its bounds turned round."""
+    value, low, high = (None if x is None or x <= 0 else batch_size / x for x in (mean.value, mean.high, mean.low))
+    return Metric("throughput", "1/s", value, low, high, mean.level, f"reciprocal of {mean.method}", calls, why=mean.why)
+
+
+def _startup_metrics(results: Sequence[WorkerResult], level: float) -> list[Metric]:
+    names = {"startup": "total", **{f"startup_{n}": n for n in ("interpreter", "imports", "load", "session", "first")}}
+    found = []
+    for name, phase in names.items():
+        values = [(r.startup_ns or {}).get(phase) for r in results]
+        why = "the worker's clock is not that of the process that started it"
+        found.append(_over_processes(name, "s", values, level, 1e-9, why))
+    return found
+
+
+def _memory_metrics(results: Sequence[WorkerResult], level: float) -> list[Metric]:
+    places = {"peak_rss": ("end", "peak_rss"), "empty_rss": ("empty", "rss"), "pss": ("end", "pss"), "uss": ("end", "uss")}
+    found = []
+    for name, (phase, attribute) in places.items():
+        at: list[Memory | None] = [(r.memory or {}).get(phase) for r in results]
+        why = next((m.why for m in at if m is not None and m.why), "not read")
+        values = [None if m is None else getattr(m, attribute) for m in at]
+        found.append(_over_processes(name, METRICS[name].unit, values, level, 1.0, why))
+    return found
+
+
+def _over_processes(
+    name: str, unit: str, values: Sequence[int | None], level: float, scale: float, why: str
+) -> Metric:
+    """The mean over processes of one number each; unavailable when one of them has none."""
+    known = [float(v) for v in values if v is not None]
+    if len(known) < len(values) or not known:
+        return Metric(name, unit, None, n=len(known), kind="unavailable", why=why)
+    return mean_bounds(known, level).as_metric(name, unit, level, scale)
+
+
+def series_conditions(series: Series, rule: RoundRule, level: float, stopped: str) -> dict[str, Any]:
+    """What the numbers depend on, beside the machine and the settings."""
+    results = sorted(series.rounds.items())
+    calls = [_calls(r) for _, r in results]
+    size = series.target.run.batch_size
+    texts = size * sum(len(c.ns) for c in calls)
+    tokens = [t for c in calls for t in c.tokens]
+    placed = next((r for _, r in results if r.placement is not None or r.placement_why != "not asked for"), results[0][1])
+    half = series.half_width(rule, level)
+    return {
+        "inputs": token_distribution([round(t / size) for t in tokens], sum(sum(c.truncated) for c in calls), texts),
+        "rounds": {
+            "count": len(results),
+            "calls": [len(c.ns) for c in calls],
+            "stopped": stopped,
+            "half_width": half,
+            "wide": half is None or half > rule.width,
+            "other_cpu": [None if r.load is None else r.load.other_cpu for _, r in results],
+            "steal": [None if r.load is None else r.load.steal for _, r in results],
+            "disturbed": series.disturbed(),
+            "repeated": {str(n): text for n, text in series.repeats.items()},
+        },
+        "warmup": [dict(r.warmup or {}) for _, r in results],
+        "memory_after_first_answer": [_rss(r, "first") for _, r in results],
+        "providers": list(results[0][1].providers),
+        "placement": placed.placement,
+        "placement_why": placed.placement_why,
+    }
+
+
+def _rss(result: WorkerResult, phase: str) -> int | None:
+    memory = (result.memory or {}).get(phase)
+    return memory.rss if memory else None

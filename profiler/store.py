@@ -1,0 +1,322 @@
+"""The measurement store: SQLite, append-only, raw samples kept. Two processes may write at once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgewise.errors import StoreError
+from edgewise.files import digest_json, no_space
+from edgewise.profiler import schema
+from edgewise.profiler.entries import entries
+from edgewise.types import Measurement, Metric, RunSettings, Scenario, Stage, Target, run_from_dict, to_dict
+
+_BUSY_S = 60.0
+
+__all__ = ["MeasurementKey", "Outcome", "Sample", "Store", "entries", "key_of"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The raw times of one process."""
+
+    round: int
+    process: int
+    """Its pid."""
+    ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one row."""
+
+    row_id: str
+    """Hash of the text."""
+    answer: int
+    """Index of the label that was given."""
+    label: int | None
+    """Index of the label that is right, where it is known."""
+    score: float
+    logits: tuple[float, ...] | None = None
+    """Kept as float32."""
+
+
+@dataclass(frozen=True)
+class MeasurementKey:
+    """What makes two measurements the same one: what was measured, on what, and how."""
+
+    candidate: str
+    recipe: str
+    content_digest: str | None
+    target: Target | None
+    scenario: Scenario
+    stage: Stage
+    inputs_digest: str = ""
+    fingerprint_digest: str = ""
+    settings_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        return digest_json(asdict(self))
+
+
+def key_of(measurement: Measurement) -> MeasurementKey:
+    """The key of a measurement; fingerprint and settings are those that its conditions name."""
+    return MeasurementKey(
+        measurement.candidate,
+        measurement.recipe,
+        measurement.content_digest,
+        measurement.target,
+        measurement.scenario,
+        measurement.stage,
+        measurement.inputs_digest,
+        str(measurement.conditions.get("fingerprint_digest", "")),
+        str(measurement.conditions.get("settings_digest", "")),
+    )
+
+
+class Store:
+    """A store in one file, made when it is not there. A context manager; not to be shared between threads.
+
+    Raises StoreError for a file that is no store, of a newer format, or that cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # isolation_level None: transactions are begun by hand, IMMEDIATE, so that two writers wait in line.
+            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self.path} cannot be opened: {error}; name another file") from error
+        try:
+            with self._clear_errors():
+                if not schema.check(self._db, str(self.path)):
+                    self._create()
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def add(
+        self,
+        measurement: Measurement,
+        samples: Sequence[Sample] = (),
+        outcomes: Sequence[Outcome] = (),
+        texts: Iterable[tuple[str, str, str | None]] = (),
+    ) -> int:
+        """Append one measurement with all that belongs to it, whole or not at all; its row number.
+
+        texts: (row id, text, text pair) of rows that a report may show; nothing else holds text.
+        """
+        if measurement.status == "ok" and measurement.metrics and not measurement.conditions:
+            raise StoreError(f"{measurement.candidate}/{measurement.recipe}: a number without its conditions is not stored")
+        with self._transaction():
+            schema.add_missing_columns(self._db)
+            number = self._add_measurement(measurement)
+            self._db.executemany(
+                "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, m.name, m.unit, m.value, m.low, m.high, m.level, m.method, m.n, m.kind, m.why)
+                    for m in measurement.metrics
+                ],
+            )
+            self._db.executemany(
+                "INSERT INTO samples VALUES (?, ?, ?, ?)",
+                [(number, s.round, s.process, _to_blob("q", s.ns)) for s in samples],
+            )
+            self._db.executemany(
+                "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (number, i, o.row_id, o.answer, o.label, o.score, None if o.logits is None else _to_blob("f", o.logits))
+                    for i, o in enumerate(outcomes)
+                ],
+            )
+            self._db.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", list(texts))
+            self._add_summary(number, measurement)
+        return number
+
+    def find(self, key: MeasurementKey) -> Measurement | None:
+        """The last measurement with this key that ended well; a failed one is tried again, so it is not found."""
+        found = self._read("WHERE key = ? AND status = 'ok' ORDER BY id DESC LIMIT 1", (key.digest,))
+        return found[0] if found else None
+
+    def measurements(self) -> list[Measurement]:
+        """All of them, in the order in which they were added."""
+        return self._read("ORDER BY id", ())
+
+    def outcomes(self, measurement_id: int) -> list[Outcome]:
+        """Of one measurement, in the order of its rows."""
+        rows = self._all(
+            "SELECT row_id, answer, label, score, logits FROM outcomes WHERE measurement_id = ? ORDER BY position",
+            (measurement_id,),
+        )
+        return [
+            Outcome(row_id, answer, label, score, None if logits is None else _from_blob("f", logits))
+            for row_id, answer, label, score, logits in rows
+        ]
+
+    def samples(self, measurement_id: int) -> list[Sample]:
+        """Of one measurement, by round."""
+        rows = self._all(
+            "SELECT round, process, ns FROM samples WHERE measurement_id = ? ORDER BY round", (measurement_id,)
+        )
+        return [Sample(number, process, _from_blob("q", ns)) for number, process, ns in rows]
+
+    def text(self, row_id: str) -> tuple[str, str | None] | None:
+        """The text of a row, where it was kept."""
+        found = self._all("SELECT text, text_pair FROM texts WHERE row_id = ?", (row_id,))
+        return (found[0][0], found[0][1]) if found else None
+
+    def _create(self) -> None:
+        with self._transaction():
+            # Another process may have made the tables since we looked.
+            if not schema.check(self._db, str(self.path)):
+                schema.create(self._db)
+
+    def _add_measurement(self, m: Measurement) -> int:
+        cursor = self._db.execute(
+            "INSERT INTO measurements (key, candidate, recipe, content_digest, target, scenario, stage, status, reason, "
+            "inputs_digest, conditions, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                key_of(m).digest,
+                m.candidate,
+                m.recipe,
+                m.content_digest,
+                None if m.target is None else json.dumps(to_dict(m.target)),
+                m.scenario,
+                m.stage,
+                m.status,
+                m.reason,
+                m.inputs_digest,
+                json.dumps(dict(m.conditions)),
+                datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _add_summary(self, number: int, m: Measurement) -> None:
+        run = m.target.run if m.target else None
+        head = dict.fromkeys(schema.SUMMARY_COLUMNS)
+        values: dict[str, Any] = {
+            **head,
+            **{n: getattr(m, n) for n in ("candidate", "recipe", "content_digest", "scenario", "stage", "status", "reason")},
+            "measurement_id": number,
+            "device": m.target.device if m.target else None,
+            **({n: getattr(run, n) for n in ("provider", "threads", "max_length", "batch_size")} if run else {}),
+            "fingerprint_digest": m.conditions.get("fingerprint_digest"),
+        }
+        there = {row[1] for row in self._db.execute("PRAGMA table_info(summary)")}
+        values |= {x.name: x.value for x in m.metrics if x.name in there}
+        columns = ", ".join(f'"{name}"' for name in values)
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"INSERT INTO summary ({columns}) VALUES ({marks})", tuple(values.values()))
+
+    def _read(self, where: str, values: tuple[Any, ...]) -> list[Measurement]:
+        rows = self._all(
+            "SELECT id, candidate, recipe, content_digest, target, scenario, stage, status, reason, inputs_digest, "
+            f"conditions FROM measurements {where}",
+            values,
+        )
+        return [
+            Measurement(
+                candidate=row[1],
+                recipe=row[2],
+                content_digest=row[3],
+                target=_target(row[4]),
+                scenario=row[5],
+                stage=row[6],
+                status=row[7],
+                reason=row[8],
+                inputs_digest=row[9],
+                conditions=json.loads(row[10]),
+                metrics=self._metrics(row[0]),
+                id=row[0],
+            )
+            for row in rows
+        ]
+
+    def _metrics(self, number: int) -> tuple[Metric, ...]:
+        names = "name, unit, value, low, high, level, method, n, kind, why"
+        rows = self._all(f"SELECT {names} FROM metrics WHERE measurement_id = ?", (number,))
+        return tuple(Metric(*row) for row in rows)
+
+    def _all(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._clear_errors():
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._clear_errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """SQLite's errors as ours, with the file and the remedy."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise no_space(self.path) from error
+            remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "name another file")
+            raise StoreError(f"{self.path} is no usable measurement store: {error}; {remedy}") from error
+
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another process holds it: wait for it to end",
+    sqlite3.SQLITE_READONLY: "make it and its folder writable, or name another file",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: restore a copy, or move it away and measure again",
+}
+
+
+def _target(text: str | None) -> Target | None:
+    if text is None:
+        return None
+    data = json.loads(text)
+    run: RunSettings = run_from_dict(data["run"])
+    return Target(data["device"], run)
+
+
+def _to_blob(code: str, values: Sequence[float]) -> bytes:
+    return _little_endian(array(code, values)).tobytes()
+
+
+def _from_blob(code: str, blob: bytes) -> tuple[Any, ...]:
+    values = array(code)
+    values.frombytes(blob)
+    return tuple(_little_endian(values))
+
+
+def _little_endian(values: array[Any]) -> array[Any]:
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values

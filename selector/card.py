@@ -1,0 +1,166 @@
+"""The model card of the chosen bundle: README.md with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edgewise.bundle import Manifest
+from edgewise.selector import views
+from edgewise.selector.markdown import budget_table, escape, fence, table
+from edgewise.selector.report_data import confirm_words, confirmation
+from edgewise.selector.words import percent
+from edgewise.types import Selection
+from edgewise.units import METRICS
+
+
+def model_card(
+    manifest: Manifest,
+    selection: Selection,
+    *,
+    machine: Mapping[str, Any] | None = None,
+    license: str | None = None,  # noqa: A002  # the word that the front matter uses
+    language: str | None = None,
+    data: str = "",
+) -> str:
+    """README.md of the bundle that `selection` chose.
+
+    machine: fingerprint of the device. license and language: left out unless known. data: one sentence on the rows
+    that trained and tested it. Texts of the rows never stand in the card.
+    """
+    name = f"{manifest.source.get('candidate', manifest.family)}/{manifest.recipe.name}"
+    lines = [
+        *_front_matter(manifest, license, language),
+        f"# {escape(str(name))}",
+        "",
+        *_what(manifest, selection, data),
+        *_how(manifest),
+        *_numbers(manifest, selection),
+        *_where(selection, machine),
+        *_limits(manifest, selection),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _front_matter(manifest: Manifest, license_: str | None, language: str | None) -> list[str]:
+    # JSON strings are YAML strings: no name in them can break the block.
+    quoted = json.dumps
+    tags = ["edgewise", "onnx", "onnxruntime", manifest.family, manifest.recipe.precision]
+    lines = ["---", "library_name: onnx", f"pipeline_tag: {quoted(manifest.task)}"]
+    lines += [f"license: {quoted(license_)}"] if license_ else []
+    lines += [f"language: {quoted(language)}"] if language else []
+    lines += ["tags:", *[f"- {quoted(t)}" for t in dict.fromkeys(tags)], "---", ""]
+    return lines
+
+
+def _what(manifest: Manifest, selection: Selection, data: str) -> list[str]:
+    source = manifest.source.get("checkpoint") or manifest.source.get("candidate") or "unknown"
+    labels = ", ".join(escape(label) for label in manifest.labels)
+    graph = manifest.graphs[0] if manifest.graphs else None
+    lines = [
+        f"A {manifest.task} model ({escape(manifest.family)}) as ONNX, made from {escape(str(source))} with the recipe "
+        f"{escape(manifest.recipe.name)} and chosen by Edgewise for a device by measuring it there.",
+        "",
+        f"- Labels: {labels}" if labels else "- Labels: none",
+        f"- Size on disk: {views.show(manifest.size, 'B')}"
+        + (f"; opset {graph.opset}, onnxruntime {graph.min_onnxruntime} or newer" if graph else ""),
+        f"- Run settings that were measured and ship with it: {escape(manifest.run.text())}",
+        f"- Content digest: `{manifest.content_digest}`",
+    ]
+    if data:
+        lines.append(f"- Data: {escape(data)}")
+    return [*lines, "", escape(selection.sentence), ""]
+
+
+def _how(manifest: Manifest) -> list[str]:
+    example = "your text here"
+    lines = ["## How to run it", "", "With Edgewise (no torch needed), in Python or in a shell:", ""]
+    lines += ["```python", "import edgewise", "", f'model = edgewise.load(".", expect="{manifest.content_digest}")']
+    lines += [f'print(model("{example}"))', "```", ""]
+    lines += ["```sh", f'edgewise run . "{example}"', "```", ""]
+    if manifest.loads_in.get("optimum") is True and manifest.task == "text-classification":
+        file = manifest.graphs[0].file
+        lines += ["With Optimum, which was tested to give the same logits:", ""]
+        lines += ["```python", "from optimum.onnxruntime import ORTModelForSequenceClassification", ""]
+        lines += [
+            f'model = ORTModelForSequenceClassification.from_pretrained(".", file_name={json.dumps(file)})',
+            "```",
+            "",
+        ]
+    tested = {k: v for k, v in manifest.loads_in.items() if not isinstance(v, Mapping)}
+    if tested:
+        said = {True: "yes", False: "no", None: "not tested"}
+        words = [
+            f"{escape(k)}: {said.get(v, v) if isinstance(v, bool | None) else escape(str(v))}"
+            for k, v in tested.items()
+        ]
+        lines += [f"Loads elsewhere, as tested: {'; '.join(words)}.", ""]
+    return lines
+
+
+def _numbers(manifest: Manifest, selection: Selection) -> list[str]:
+    chosen = selection.chosen
+    if chosen is None:
+        return []
+    tried = confirmation(selection)
+    where = "on fresh rows and in fresh processes" if tried else "on the rows that served the choice"
+    lines = ["## What was measured", "", escape(confirm_words(selection)), ""]
+    checks = tried.checks if tried and tried.checks else chosen.checks
+    if checks:
+        lines += [f"Budgets, {where}:", "", *budget_table(checks, selection.confidence)]
+    rows = []
+    for name in dict.fromkeys([*selection.objective, *chosen.entry.metrics]):
+        metric = views.chosen_metric(selection, name)
+        if metric is not None and name in METRICS:
+            shown = views.cell(metric)
+            level = (
+                f"{shown.small} (each end at {percent(metric.level)})" if shown.small and metric.level else shown.small
+            )
+            words = shown.text + (
+                "" if shown.kind == "measured" else f" {shown.kind}" if shown.kind == "estimated" else ""
+            )
+            sample = f"{metric.n:,}" if metric.n else "-"
+            rows.append(
+                [
+                    escape(views.name_of(name)),
+                    escape(words),
+                    escape(level or "-"),
+                    sample,
+                    views.source(selection, name),
+                ]
+            )
+    return [
+        *lines,
+        "All numbers of the chosen run settings:",
+        "",
+        *table(["Metric", "Value", "Bounds", "n", "From"], rows),
+    ]
+
+
+def _where(selection: Selection, machine: Mapping[str, Any] | None) -> list[str]:
+    lines = ["## Where it was measured", ""]
+    if selection.chosen and selection.chosen.entry.target:
+        lines += [f"On {escape(selection.chosen.entry.target.text())}.", ""]
+    if machine:
+        lines += table(["", ""], [[escape(k), escape(v)] for k, v in views.flat(machine)])
+    return lines
+
+
+def _limits(manifest: Manifest, selection: Selection) -> list[str]:
+    lines = [
+        "## Limits",
+        "",
+        "- The budgets were shown to hold on that machine, with those run settings. On another machine, or with other "
+        "threads, length or batch, measure again: `edgewise profile`.",
+        "- Accuracy was measured on rows like those it was trained on; nothing is said of other text, other languages, or "
+        "of groups within the data.",
+    ]
+    if manifest.recipe.precision == "int8-dynamic":
+        lines.append("- Dynamic int8 answers depend on what shares a batch: the numbers hold for the batch size above.")
+    if selection.confirmed and len(selection.confirmed) > 1:
+        lines.append(
+            f"- {len(selection.confirmed)} candidates were confirmed in turn on the same rows until one passed."
+        )
+    made = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
+    return [*lines, "", *(["Made with:", "", *fence(made)] if made else [])]

@@ -1,0 +1,181 @@
+"""What is packaged: every room, nothing else; and the wheel alone runs a bundle in a clean environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("exporter", "profiler", "runtime", "selector", "trainer")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+
+
+def packages_on_disk() -> dict[str, str]:
+    """Dotted name -> folder, for every folder that holds an __init__.py."""
+    found = {"edgewise": "edgewise"}
+    for room in ROOMS:
+        for file in sorted((ROOT / room).rglob("__init__.py")):
+            folder = file.parent.relative_to(ROOT).as_posix()
+            found["edgewise." + folder.replace("/", ".")] = folder
+    return found
+
+
+def test_packages_are_those_on_disk() -> None:
+    on_disk = packages_on_disk()
+    assert {f"edgewise.{room}" for room in ROOMS} <= set(on_disk), "every room has an __init__.py"
+    assert sorted(SETUPTOOLS["packages"]) == sorted(on_disk)
+    assert SETUPTOOLS["package-dir"] == on_disk
+    assert PROJECT["tool"]["coverage"]["run"]["source"] == ["edgewise", *ROOMS]
+
+
+def test_no_package_beside_the_rooms() -> None:
+    """A new top-level folder with an __init__.py would be missed by the list above."""
+    known = {"edgewise", *ROOMS}
+    beside = {
+        file.parent.name
+        for file in ROOT.glob("*/__init__.py")
+        if not file.parent.name.startswith(".") and file.parent.name not in ("build", "dist")
+    }
+    assert beside == known
+
+
+def test_symlinks_lead_to_the_rooms() -> None:
+    for room in ROOMS:
+        link = ROOT / "edgewise" / room
+        assert link.is_symlink()
+        assert os.readlink(link) == f"../{room}"
+
+
+def test_test_files_have_distinct_names() -> None:
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pairs = [line.split("==") for line in lines]
+    return {name.lower().replace("_", "-").replace(".", "-"): version for name, version in pairs}
+
+
+def test_constraints_are_what_is_installed() -> None:
+    from importlib.metadata import distributions
+
+    pinned = constraints()
+    wrong = []
+    for found in distributions():
+        name = found.metadata["Name"].lower().replace("_", "-").replace(".", "-")
+        # pip is the environment's own; a local version (2.13.0+cpu) is the same release
+        if name not in ("edgewise", "pip") and pinned.get(name) != found.version.partition("+")[0]:
+            wrong.append(f"{name} {found.version} is installed, constraints.txt says {pinned.get(name)}")
+    assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our wheel, built from a copy, since setuptools leaves a build folder beside what it builds."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("edgewise", *ROOMS):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    out = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    done = subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_every_file_and_is_small(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {"edgewise/py.typed"}
+    for package, folder in packages_on_disk().items():
+        inside = package.replace(".", "/")
+        expected |= {f"{inside}/{file.name}" for file in (ROOT / folder).glob("*.py")}
+        data = [f for f in (ROOT / folder).iterdir() if f.is_file() and f.suffix not in (".py", ".pyc")]
+        expected |= {f"{inside}/{file.name}" for file in data}
+    code = {name for name in names if ".dist-info/" not in name}
+    assert code == expected
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size <= 150_000
+
+
+MISSING = ("torch", "transformers", "optimum", "datasets", "pandas", "psutil", "msgspec", "pyarrow", "evaluate")
+
+
+@pytest.fixture(scope="session")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with our wheel and what its base install declares, and no extra."""
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", wheel]
+    done = subprocess.run(
+        [*map(str, command), "--constraint", str(ROOT / "constraints.txt")],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return python
+
+
+def run_clean(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run outside of the repository, so that nothing is imported from it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        [str(python), *arguments], capture_output=True, text=True, timeout=120, check=False, cwd="/", env=environment
+    )
+
+
+def test_clean_environment_has_nothing_heavy(clean_python: Path) -> None:
+    code = f"import importlib.util as u; print([m for m in {MISSING!r} if u.find_spec(m)])"
+    assert run_clean(clean_python, "-c", code).stdout.strip() == "[]"
+    code = "import edgewise; print(edgewise.__file__)"
+    assert str(clean_python.parents[1]) in run_clean(clean_python, "-c", code).stdout
+
+
+def test_clean_environment_runs_a_bundle(clean_python: Path, int8_bundle: Path) -> None:
+    edgewise = clean_python.parent / "edgewise"
+    done = subprocess.run(
+        [str(edgewise), "run", str(int8_bundle), "a fine film with a warm heart", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "positive" in json.dumps(json.loads(done.stdout))
+    code = "import json, sys, edgewise; m = edgewise.load(sys.argv[1]); print(json.dumps(m('a dull, lifeless mess')))"
+    answer = json.loads(run_clean(clean_python, "-c", code, str(int8_bundle)).stdout)
+    assert answer[0]["label"] in ("negative", "positive")
+    assert 0.5 <= answer[0]["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("exporter", "build"), ("trainer", "build"), ("plan", "profile"), ("selector.report", "profile")],
+)
+def test_missing_extra_names_the_pip_command(clean_python: Path, module: str, extra: str) -> None:
+    code = f"import edgewise.{module} as m; [getattr(m, name) for name in getattr(m, '__all__', [])]"
+    done = run_clean(clean_python, "-c", code)
+    assert done.returncode != 0
+    assert f"pip install 'edgewise[{extra}]'" in done.stderr, done.stderr
