@@ -17,7 +17,7 @@ class Pairing:
     """A `PairedComparison` for the selector, from the outcomes in the store."""
 
     def __init__(self, store: Store, targets: Sequence[Target], stage: str = "profile") -> None:
-        from edgewise.profiler.entries import answer_settings
+        from edgewise.profiler.joining import answer_settings
 
         self._store = store
         self._settings = {t.text(): answer_settings(t) for t in targets}

@@ -12,7 +12,7 @@ __all__ = ["Store", "Subject", "entries", "measure_accuracy", "measure_latency",
 
 if TYPE_CHECKING:
     from edgewise.profiler.accuracy import measure_accuracy
-    from edgewise.profiler.entries import entries
+    from edgewise.profiler.joining import entries
     from edgewise.profiler.latency import measure_latency
     from edgewise.profiler.measure import profile
     from edgewise.profiler.plumbing import Subject

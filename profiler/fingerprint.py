@@ -110,8 +110,9 @@ def read_fingerprint(root: Path = ROOT) -> Fingerprint:
         why["flags"] = "no readable /proc/cpuinfo"
     governor, mhz, mhz_max = _clocks(root, why)
     limits: CgroupLimits = read_limits(root)
-    if limits.why:
-        why["cpu_limit"] = why["memory_limit"] = limits.why
+    for name, limit in (("cpu_limit", limits.cores), ("memory_limit", limits.memory)):
+        if limit is None:
+            why[name] = limits.why or "the cgroup sets no limit"
     return Fingerprint(
         machine=platform.machine(),
         system=platform.system(),
@@ -169,8 +170,9 @@ def _cpu(root: Path) -> tuple[str | None, tuple[str, ...] | None]:
             values.setdefault(key.strip().lower(), value.strip())  # the first core speaks for all
     # ARM names the model by numbers only; a board's name stands in 'hardware' or 'model', or in the device tree.
     board = _read(root / "proc/device-tree/model")
-    arm = f"ARM implementer {values['cpu implementer']} part {values.get('cpu part')}" if "cpu implementer" in values else None
-    name = values.get("model name") or values.get("hardware") or (board.rstrip("\0") if board else None) or arm
+    name = values.get("model name") or values.get("hardware") or (board.rstrip("\0") if board else None)
+    if name is None and "cpu implementer" in values:
+        name = f"ARM implementer {values['cpu implementer']} part {values.get('cpu part')}"
     listed = set((values.get("flags") or values.get("features") or "").split())
     return name, tuple(sorted({ours for kernel, ours in FLAGS.items() if kernel in listed}))
 

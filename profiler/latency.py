@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgewise.data import Row
-from edgewise.errors import EdgewiseError, UserError, WorkerError
+from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
 from edgewise.profiler.plumbing import (
     Progress,
     Subject,
     check_rows,
     check_subject,
-    describe_device,
+    fingerprint_of,
     job_inputs,
     job_run,
     no_progress,
@@ -37,6 +39,10 @@ from edgewise.types import Device, Measurement, Stage, Target
 
 WARM_UP: Mapping[str, float] = {"calls": 5, "seconds": 0.05}
 """Untimed calls of a round: at least so many, and for so long."""
+_NOTES = (
+    "a fresh process a round; files in the page cache; start-up includes hashing the bundle's files",
+    "garbage collected and frozen before the timed calls; memory is never read during them",
+)
 _MAX_INPUTS = 1000
 _BUSY_SHARE = 0.5
 
@@ -70,24 +76,20 @@ def measure_latency(
     run.work = work or store.path.with_name(f"{store.path.name}.rounds")
     by_name = pick_devices(devices, targets)
     try:
-        prints = {name: _fingerprint(device, run.children) for name, device in by_name.items()}
+        prints = {name: fingerprint_of(device, run.children) for name, device in by_name.items()}
         faults = {id(s): check_subject(s) for s in subjects}
-        series = [run.series(s, t, by_name[t.device], prints[t.device], faults[id(s)]) for s in subjects for t in targets]
+        pairs = [(s, t) for s in subjects for t in targets]
+        series = [run.series(s, t, by_name[t.device], prints[t.device], faults[id(s)]) for s, t in pairs]
         stored = {id(s): store.find(s.key) for s in series}
         open_ones = [s for s in series if stored[id(s)] is None]
         run.measure(open_ones, repeat_disturbed)
     except BaseException:
         run.children.kill_all()
         raise
-    return [stored[id(s)] or run.finish(s) for s in series]
-
-
-def _fingerprint(device: Device, children: Children) -> dict[str, Any] | str:
-    """The device's fingerprint, or why there is none."""
-    try:
-        return dict(describe_device(device, children).fingerprint)
-    except WorkerError as error:
-        return f"device {device.name!r} does not answer: {error}"
+    found = [stored[id(s)] or run.finish(s) for s in series]
+    with suppress(OSError):  # not empty: rounds of what failed, or of another run
+        run.work.rmdir()
+    return found
 
 
 class _Run:
@@ -104,6 +106,7 @@ class _Run:
         self.stage, self.seed, self.progress = stage, seed, progress
         self.children = Children()
         self.done = self.total = 0
+        self.notes = list(_NOTES)
         self.settings: dict[str, Any] = {
             "percentile": rule.percentile,
             "width": rule.width,
@@ -169,6 +172,7 @@ class _Run:
         """Each disturbed round once more, unless the machine is busy all the time, when it would help nothing."""
         disturbed = [(s, n) for s in series for n in s.disturbed()]
         if len(disturbed) > _BUSY_SHARE * sum(len(s.rounds) for s in series):
+            self.notes.append("disturbed in more than half of all rounds: the machine was busy, and none was repeated")
             return
         again = [(s, n) for s, n in disturbed if n not in s.repeats]
         self.total += len(again)
@@ -185,6 +189,8 @@ class _Run:
                 raise WorkerError("the worker ended without timed calls")
             if result.fingerprint.get("digest") != s.key.fingerprint_digest:
                 raise WorkerError("the machine's fingerprint changed while it was measured: start again")
+        except NoSpaceError:
+            raise  # not the bundle's fault, and the next one would meet it too
         except UserError as error:
             s.failure = str(error)
         except EdgewiseError as error:
@@ -232,7 +238,7 @@ class _Run:
         number = self.store.add(measurement, () if s.failure else s.samples())
         if not s.failure:
             s.forget()
-        return _numbered(measurement, number)
+        return replace(measurement, id=number)
 
     def _conditions(self, s: Series) -> dict[str, Any]:
         base = {
@@ -242,10 +248,7 @@ class _Run:
             "settings_digest": s.key.settings_digest,
             "device": {"name": s.device.name, "python": s.device.python},
             "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, one call after the other",
-            "notes": [
-                "a fresh process a round; files in the page cache; start-up includes hashing the bundle's files",
-                "garbage collected and frozen before the timed calls; memory is never read during them",
-            ],
+            "notes": list(self.notes),
         }
         return base if s.failure else base | series_conditions(s, self.rule, self.level, self._stopped(s))
 
@@ -259,12 +262,3 @@ class _Run:
         if half <= self.rule.width:
             return f"after {rounds} rounds: the {width}"
         return f"after {rounds} rounds, the most allowed: the {width}"
-
-
-def _numbered(measurement: Measurement, number: int) -> Measurement:
-    from dataclasses import replace
-
-    return replace(measurement, id=number)
-
-
-__all__ = ["WARM_UP", "measure_latency"]

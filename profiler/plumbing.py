@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgewise.bundle import Bundle, read_bundle
 from edgewise.data import Row, digest_rows
-from edgewise.errors import DataError, EdgewiseError, PlanError, nearest
+from edgewise.errors import DataError, EdgewiseError, PlanError, WorkerError, nearest
 from edgewise.profiler.results import WorkerResult
-from edgewise.profiler.transport import Children, run_job
+from edgewise.profiler.transport import Children, run_job, sweep_jobs
 from edgewise.types import Device, RunSettings, Target, to_dict
 
 Progress = Callable[[int, int, str], None]
@@ -24,7 +24,7 @@ class Subject:
 
     candidate: str
     recipe: str
-    bundle: Bundle
+    bundle: Bundle = field(hash=False)
 
     @property
     def name(self) -> str:
@@ -36,7 +36,8 @@ def no_progress(done: int, total: int, what: str) -> None:
 
 
 def pick_devices(devices: Sequence[Device], targets: Sequence[Target]) -> dict[str, Device]:
-    """The devices that the targets name. Raises PlanError for a name that is not among them."""
+    """The devices that the targets name, ready for jobs. Raises PlanError for a name that is not among them."""
+    sweep_jobs()
     by_name = {d.name: d for d in devices}
     for target in targets:
         if target.device not in by_name:
@@ -51,6 +52,14 @@ def describe_device(device: Device, children: Children, *, providers: bool = Fal
     """
     job = {"job": "describe", "providers": providers}
     return run_job(device, job, [], children=children, timeout_s=120)
+
+
+def fingerprint_of(device: Device, children: Children) -> dict[str, Any] | str:
+    """The device's fingerprint, or why there is none. Raises UserError as `describe_device` does."""
+    try:
+        return dict(describe_device(device, children).fingerprint)
+    except WorkerError as error:
+        return f"device {device.name!r} does not answer: {error}"
 
 
 def check_subject(subject: Subject) -> str:

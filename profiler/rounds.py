@@ -171,7 +171,8 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
 def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:
     """Inputs a second: the reciprocal of the mean time of a call, its bounds turned round."""
     value, low, high = (None if x is None or x <= 0 else batch_size / x for x in (mean.value, mean.high, mean.low))
-    return Metric("throughput", "1/s", value, low, high, mean.level, f"reciprocal of {mean.method}", calls, why=mean.why)
+    method = f"reciprocal of {mean.method}"
+    return Metric("throughput", "1/s", value, low, high, mean.level, method, calls, why=mean.why)
 
 
 def _startup_metrics(results: Sequence[WorkerResult], level: float) -> list[Metric]:
@@ -185,7 +186,7 @@ def _startup_metrics(results: Sequence[WorkerResult], level: float) -> list[Metr
 
 
 def _memory_metrics(results: Sequence[WorkerResult], level: float) -> list[Metric]:
-    places = {"peak_rss": ("end", "peak_rss"), "empty_rss": ("empty", "rss"), "pss": ("end", "pss"), "uss": ("end", "uss")}
+    places = {n: ("end", n) for n in ("peak_rss", "pss", "uss")} | {"empty_rss": ("empty", "rss")}
     found = []
     for name, (phase, attribute) in places.items():
         at: list[Memory | None] = [(r.memory or {}).get(phase) for r in results]
@@ -195,9 +196,7 @@ def _memory_metrics(results: Sequence[WorkerResult], level: float) -> list[Metri
     return found
 
 
-def _over_processes(
-    name: str, unit: str, values: Sequence[int | None], level: float, scale: float, why: str
-) -> Metric:
+def _over_processes(name: str, unit: str, values: Sequence[int | None], level: float, scale: float, why: str) -> Metric:
     """The mean over processes of one number each; unavailable when one of them has none."""
     known = [float(v) for v in values if v is not None]
     if len(known) < len(values) or not known:
@@ -212,7 +211,8 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
     size = series.target.run.batch_size
     texts = size * sum(len(c.ns) for c in calls)
     tokens = [t for c in calls for t in c.tokens]
-    placed = next((r for _, r in results if r.placement is not None or r.placement_why != "not asked for"), results[0][1])
+    asked = [r for _, r in results if r.placement_why != "not asked for"]
+    placed = asked[0] if asked else results[0][1]
     half = series.half_width(rule, level)
     return {
         "inputs": token_distribution([round(t / size) for t in tokens], sum(sum(c.truncated) for c in calls), texts),

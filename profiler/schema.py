@@ -96,7 +96,8 @@ def check(db: sqlite3.Connection, place: str) -> bool:
         raise StoreError(f"{place} is a database of another program, not a measurement store; name another file")
     if version > FORMAT:
         raise StoreError(
-            f"{place} has store format {version}, this edgewise reads up to {FORMAT}: update edgewise, or name another file"
+            f"{place} has store format {version}, this edgewise reads up to {FORMAT}: update edgewise, "
+            "or name another file"
         )
     return True
 

@@ -17,7 +17,7 @@ from typing import Any
 from edgewise.errors import StoreError
 from edgewise.files import digest_json, no_space
 from edgewise.profiler import schema
-from edgewise.profiler.entries import entries
+from edgewise.profiler.joining import entries
 from edgewise.types import Measurement, Metric, RunSettings, Scenario, Stage, Target, run_from_dict, to_dict
 
 _BUSY_S = 60.0
@@ -131,8 +131,9 @@ class Store:
 
         texts: (row id, text, text pair) of rows that a report may show; nothing else holds text.
         """
-        if measurement.status == "ok" and measurement.metrics and not measurement.conditions:
-            raise StoreError(f"{measurement.candidate}/{measurement.recipe}: a number without its conditions is not stored")
+        if measurement.metrics and not measurement.conditions:
+            name = f"{measurement.candidate}/{measurement.recipe}"
+            raise StoreError(f"{name}: a number without its conditions is not stored; give it some")
         with self._transaction():
             schema.add_missing_columns(self._db)
             number = self._add_measurement(measurement)
@@ -150,7 +151,7 @@ class Store:
             self._db.executemany(
                 "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (number, i, o.row_id, o.answer, o.label, o.score, None if o.logits is None else _to_blob("f", o.logits))
+                    (number, i, o.row_id, o.answer, o.label, o.score, o.logits and _to_blob("f", o.logits))
                     for i, o in enumerate(outcomes)
                 ],
             )
@@ -198,8 +199,8 @@ class Store:
 
     def _add_measurement(self, m: Measurement) -> int:
         cursor = self._db.execute(
-            "INSERT INTO measurements (key, candidate, recipe, content_digest, target, scenario, stage, status, reason, "
-            "inputs_digest, conditions, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO measurements (key, candidate, recipe, content_digest, target, scenario, stage, status, "
+            "reason, inputs_digest, conditions, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key_of(m).digest,
                 m.candidate,
@@ -219,10 +220,9 @@ class Store:
 
     def _add_summary(self, number: int, m: Measurement) -> None:
         run = m.target.run if m.target else None
-        head = dict.fromkeys(schema.SUMMARY_COLUMNS)
+        own = ("candidate", "recipe", "content_digest", "scenario", "stage", "status", "reason")
         values: dict[str, Any] = {
-            **head,
-            **{n: getattr(m, n) for n in ("candidate", "recipe", "content_digest", "scenario", "stage", "status", "reason")},
+            **{n: getattr(m, n) for n in own},
             "measurement_id": number,
             "device": m.target.device if m.target else None,
             **({n: getattr(run, n) for n in ("provider", "threads", "max_length", "batch_size")} if run else {}),

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock, Timer
+from threading import Event, Lock, Timer
 from typing import Any
 
 import edgewise
 from edgewise import errors
-from edgewise.errors import EdgewiseError, UserError, WorkerError
+from edgewise.errors import EdgewiseError, UserError, WorkerError, need_extra
 from edgewise.files import disk_full_is_clear
 from edgewise.profiler.results import WorkerFailure, WorkerResult, find_failure, read_events, read_result
 from edgewise.profiler.worker import PROTOCOL, SPAWNED
@@ -26,7 +26,20 @@ from edgewise.types import Device
 
 DEFAULT_TIMEOUT_S = 600.0
 _TAIL = 1500
+_FOLDER = "edgewise-job-"
 _MODULE = "edgewise.profiler.worker"
+
+
+def sweep_jobs() -> None:
+    """Remove the job folders that killed runs left behind: they hold texts of the data."""
+    try:
+        import psutil
+    except ImportError as error:
+        raise need_extra("profile", error) from error
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Children:
@@ -79,7 +92,7 @@ def run_job(
     Raises WorkerError when the worker died, hung or wrote garbage; the error of ours that the worker met
     (ProviderError, BundleChangedError, ...); UserError for an interpreter that cannot run the worker.
     """
-    folder = Path(tempfile.mkdtemp(prefix="edgewise-job-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
     try:
         with disk_full_is_clear(folder):
             (folder / "job.json").write_text(json.dumps({"protocol": PROTOCOL, **job}), encoding="utf-8")
@@ -113,8 +126,13 @@ def _run_worker(device: Device, folder: Path, children: Children, timeout_s: flo
             raise UserError(
                 f"device {device.name!r}: interpreter {python!r} does not start: {error.strerror or error}"
             ) from error
-        hung = []
-        timer = Timer(timeout_s, lambda: (hung.append(True), process.kill()))
+        hung = Event()
+
+        def give_up() -> None:
+            hung.set()
+            process.kill()
+
+        timer = Timer(timeout_s, give_up)
         timer.daemon = True
         with children.running(process):
             timer.start()
@@ -122,7 +140,7 @@ def _run_worker(device: Device, folder: Path, children: Children, timeout_s: flo
                 code = process.wait()
             finally:
                 timer.cancel()
-    if hung:
+    if hung.is_set():
         raise WorkerError(f"the worker was killed after {timeout_s:g} s without an end{_stderr(folder)}")
     return code
 
@@ -176,11 +194,10 @@ def _error_of(device: Device, failure: WorkerFailure, folder: Path) -> EdgewiseE
     """The worker's error as ours: a leaf of edgewise's tree keeps its kind."""
     if failure.missing and failure.missing.partition(".")[0] != "edgewise":
         return UserError(
-            f"device {device.name!r}: {failure.missing} is not installed for {_interpreter(device)}: "
-            f"{_install(device)}"
+            f"device {device.name!r}: {failure.missing} is not installed for {_interpreter(device)}: {_install(device)}"
         )
     kind = getattr(errors, failure.kind, None)
-    if isinstance(kind, type) and issubclass(kind, EdgewiseError):
+    if isinstance(kind, type) and issubclass(kind, EdgewiseError) and kind is not EdgewiseError:
         known: EdgewiseError = kind(failure.message)
         return known
     return WorkerError(f"the worker met {failure.kind}: {failure.message}{_stderr(folder)}")
@@ -191,7 +208,8 @@ def _not_importable(device: Device, folder: Path) -> str:
     text = _read(folder / "stderr.txt")
     if "No module named" not in text or "edgewise" not in text:
         return ""
-    return f"device {device.name!r}: {_interpreter(device)} has no edgewise {edgewise.__version__}: {_install(device)}"
+    python, version = _interpreter(device), edgewise.__version__
+    return f"device {device.name!r}: {python} has no edgewise {version}: {_install(device)}"
 
 
 def _install(device: Device) -> str:

@@ -10,9 +10,10 @@ from edgewise.bundle import Manifest
 from edgewise.selector import views
 from edgewise.selector.markdown import budget_table, escape, fence, table
 from edgewise.selector.report_data import confirm_words, confirmation
+from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import percent
 from edgewise.types import Selection
-from edgewise.units import METRICS
+from edgewise.units import METRICS, show
 
 
 def model_card(
@@ -20,7 +21,7 @@ def model_card(
     selection: Selection,
     *,
     machine: Mapping[str, Any] | None = None,
-    license: str | None = None,  # noqa: A002  # the word that the front matter uses
+    license: str | None = None,  # the word that the front matter uses
     language: str | None = None,
     data: str = "",
 ) -> str:
@@ -55,7 +56,12 @@ def _front_matter(manifest: Manifest, license_: str | None, language: str | None
 
 
 def _what(manifest: Manifest, selection: Selection, data: str) -> list[str]:
-    source = manifest.source.get("checkpoint") or manifest.source.get("candidate") or "unknown"
+    source = (
+        manifest.source.get("checkpoint")
+        or manifest.source.get("onnx")
+        or manifest.source.get("candidate")
+        or "unknown"
+    )
     labels = ", ".join(escape(label) for label in manifest.labels)
     graph = manifest.graphs[0] if manifest.graphs else None
     lines = [
@@ -63,14 +69,14 @@ def _what(manifest: Manifest, selection: Selection, data: str) -> list[str]:
         f"{escape(manifest.recipe.name)} and chosen by Edgewise for a device by measuring it there.",
         "",
         f"- Labels: {labels}" if labels else "- Labels: none",
-        f"- Size on disk: {views.show(manifest.size, 'B')}"
+        f"- Size on disk: {show(manifest.size, 'B')}"
         + (f"; opset {graph.opset}, onnxruntime {graph.min_onnxruntime} or newer" if graph else ""),
         f"- Run settings that were measured and ship with it: {escape(manifest.run.text())}",
         f"- Content digest: `{manifest.content_digest}`",
     ]
     if data:
         lines.append(f"- Data: {escape(data)}")
-    return [*lines, "", escape(selection.sentence), ""]
+    return [*lines, "", escape(with_confirmed(selection, selection.confirmed).sentence), ""]
 
 
 def _how(manifest: Manifest) -> list[str]:
@@ -79,24 +85,29 @@ def _how(manifest: Manifest) -> list[str]:
     lines += ["```python", "import edgewise", "", f'model = edgewise.load(".", expect="{manifest.content_digest}")']
     lines += [f'print(model("{example}"))', "```", ""]
     lines += ["```sh", f'edgewise run . "{example}"', "```", ""]
-    if manifest.loads_in.get("optimum") is True and manifest.task == "text-classification":
-        file = manifest.graphs[0].file
+    if _loads(manifest, "optimum") and manifest.task == "text-classification":
         lines += ["With Optimum, which was tested to give the same logits:", ""]
         lines += ["```python", "from optimum.onnxruntime import ORTModelForSequenceClassification", ""]
-        lines += [
-            f'model = ORTModelForSequenceClassification.from_pretrained(".", file_name={json.dumps(file)})',
-            "```",
-            "",
-        ]
-    tested = {k: v for k, v in manifest.loads_in.items() if not isinstance(v, Mapping)}
-    if tested:
-        said = {True: "yes", False: "no", None: "not tested"}
-        words = [
-            f"{escape(k)}: {said.get(v, v) if isinstance(v, bool | None) else escape(str(v))}"
-            for k, v in tested.items()
-        ]
+        lines += ['model = ORTModelForSequenceClassification.from_pretrained(".")', "```", ""]
+    if manifest.loads_in:
+        words = [f"{escape(peer)}: {_tested(manifest.loads_in[peer])}" for peer in manifest.loads_in]
         lines += [f"Loads elsewhere, as tested: {'; '.join(words)}.", ""]
     return lines
+
+
+def _loads(manifest: Manifest, peer: str) -> bool:
+    found = manifest.loads_in.get(peer)
+    return isinstance(found, Mapping) and bool(found.get("tested")) and bool(found.get("ok"))
+
+
+def _tested(found: Any) -> str:
+    """'yes', 'no (why)', 'not tested (needs Node)'."""
+    if not isinstance(found, Mapping):
+        return escape(str(found))
+    why = f" ({escape(str(found['why']))})" if found.get("why") else ""
+    if not found.get("tested"):
+        return f"not tested{why}"
+    return "yes" if found.get("ok") else f"no{why}"
 
 
 def _numbers(manifest: Manifest, selection: Selection) -> list[str]:
@@ -109,33 +120,21 @@ def _numbers(manifest: Manifest, selection: Selection) -> list[str]:
     checks = tried.checks if tried and tried.checks else chosen.checks
     if checks:
         lines += [f"Budgets, {where}:", "", *budget_table(checks, selection.confidence)]
-    rows = []
-    for name in dict.fromkeys([*selection.objective, *chosen.entry.metrics]):
-        metric = views.chosen_metric(selection, name)
-        if metric is not None and name in METRICS:
-            shown = views.cell(metric)
-            level = (
-                f"{shown.small} (each end at {percent(metric.level)})" if shown.small and metric.level else shown.small
-            )
-            words = shown.text + (
-                "" if shown.kind == "measured" else f" {shown.kind}" if shown.kind == "estimated" else ""
-            )
-            sample = f"{metric.n:,}" if metric.n else "-"
-            rows.append(
-                [
-                    escape(views.name_of(name)),
-                    escape(words),
-                    escape(level or "-"),
-                    sample,
-                    views.source(selection, name),
-                ]
-            )
-    return [
-        *lines,
-        "All numbers of the chosen run settings:",
-        "",
-        *table(["Metric", "Value", "Bounds", "n", "From"], rows),
-    ]
+    rows = [_number(selection, name) for name in dict.fromkeys([*selection.objective, *chosen.entry.metrics])]
+    header = ["Metric", "Value", "Bounds", "n", "From"]
+    return [*lines, "All numbers of the chosen run settings:", "", *table(header, [r for r in rows if r])]
+
+
+def _number(selection: Selection, name: str) -> list[str]:
+    """One row of the table of numbers; empty where there is nothing to print."""
+    metric = views.chosen_metric(selection, name)
+    if metric is None or name not in METRICS:
+        return []
+    shown = views.cell(metric)
+    words = f"{shown.text} estimated" if shown.kind == "estimated" else shown.text
+    bounds = f"{shown.small} (each end at {percent(metric.level)})" if shown.small and metric.level else shown.small
+    sample = f"{metric.n:,}" if metric.n else "-"
+    return [escape(views.name_of(name)), escape(words), escape(bounds or "-"), sample, views.source(selection, name)]
 
 
 def _where(selection: Selection, machine: Mapping[str, Any] | None) -> list[str]:
@@ -153,8 +152,8 @@ def _limits(manifest: Manifest, selection: Selection) -> list[str]:
         "",
         "- The budgets were shown to hold on that machine, with those run settings. On another machine, or with other "
         "threads, length or batch, measure again: `edgewise profile`.",
-        "- Accuracy was measured on rows like those it was trained on; nothing is said of other text, other languages, or "
-        "of groups within the data.",
+        "- Accuracy was measured on rows like those it was trained on; nothing is said of other text, other languages, "
+        "or of groups within the data.",
     ]
     if manifest.recipe.precision == "int8-dynamic":
         lines.append("- Dynamic int8 answers depend on what shares a batch: the numbers hold for the batch size above.")

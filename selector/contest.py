@@ -158,6 +158,7 @@ def set_up(
     objective: Sequence[str],
     references: dict[str, str],
     confidence: float,
+    *,
     paired: PairedComparison | None = None,
 ) -> Contest:
     """A contest among `entries`. references: metric -> the recipe that it is measured against."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from edgewise.files import write_text
 from edgewise.selector import views
-from edgewise.selector.report_data import ReportData, confirm_words
+from edgewise.selector.budgets import metric_of
+from edgewise.selector.report_data import ReportData, confirm_words, confirmation
 from edgewise.selector.words import bundle_name, gap, limit_text, percent
 from edgewise.types import BudgetCheck, Entry, Selection, Verdict
 from edgewise.units import METRICS, show
@@ -62,7 +63,7 @@ def budget_table(checks: Sequence[BudgetCheck], confidence: float) -> list[str]:
     for check in checks:
         unit = check.budget.unit
         op = "≤" if check.budget.op == "<=" else "≥"
-        bound = "exact" if check.bound is not None and check.bound == check.value else show(check.bound, unit)
+        bound = views.bound_text(check)
         room = "not known" if check.margin is None else ("" if check.met else "-") + gap(check.margin, unit)
         limit = f"{op} {limit_text(check.budget)}"
         status = "met" if check.met else "**not met**"
@@ -75,11 +76,11 @@ def budget_table(checks: Sequence[BudgetCheck], confidence: float) -> list[str]:
 def _selection(selection: Selection, data: ReportData) -> list[str]:
     answer = views.answer(selection)
     title = "The answer" if len(data.selections) == 1 else f"The answer on {selection.device}"
-    lines = [f"## {escape(title)}", "", f"**{escape(selection.sentence)}**", ""]
+    lines = [f"## {escape(title)}", "", f"**{escape(answer['sentence'])}**", ""]
     if words := confirm_words(selection):
         lines += [escape(words), ""]
     if selection.chosen:
-        tried = views.confirmation(selection)
+        tried = confirmation(selection)
         checks = tried.checks if tried and tried.checks else selection.chosen.checks
         lines += budget_table(checks, selection.confidence) if checks else []
         lines += [escape(selection.chosen.reason), ""]
@@ -107,7 +108,7 @@ def _entry(verdict: Verdict, names: Sequence[str], selection: Selection) -> list
     entry: Entry = verdict.entry
     references = {b.metric: b.relative_to for b in selection.budgets}
     run = entry.target.run.text() if entry.target else "-"
-    cells = [views.cell(views.metric_of(entry, n, references.get(n))) for n in names]
+    cells = [views.cell(metric_of(entry, n, references.get(n))) for n in names]
     shown = [
         escape(c.text + (f" ({c.small})" if c.small else "") + (" estimated" if c.kind == "estimated" else ""))
         for c in cells

@@ -137,11 +137,7 @@ def reason_rejected(checks: Sequence[BudgetCheck]) -> str:
 
 def reason_set_aside(checks: Sequence[BudgetCheck]) -> str:
     """It kept its budgets on the rows that serve the choice, but not when it was measured again."""
-    kept = (
-        f"kept {'its budget' if len(checks) == 1 else f'all {len(checks)} budgets'} on val"
-        if checks
-        else "was feasible"
-    )
+    kept = f"kept {_all_of(checks)} on val" if checks else "was feasible"
     return f"{kept}, but was set aside: it did not pass when it was confirmed"
 
 
@@ -187,8 +183,8 @@ def _on(device: str) -> str:
     return "Here" if device == "here" else f"On {device}"
 
 
-def _all_of(budgets: Sequence[Budget]) -> str:
-    return "its budget" if len(budgets) == 1 else f"all {len(budgets)} budgets"
+def _all_of(budgets: Sequence[object]) -> str:
+    return {1: "its budget", 2: "both budgets"}.get(len(budgets), f"all {len(budgets)} budgets")
 
 
 def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], confidence: float) -> str:

@@ -2,11 +2,19 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7570b3"];
+  let printing = false;
+  const PALETTES = {
+    light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7570b3"],
+    dark: ["#58a6f0", "#f0883e", "#3fc498", "#e29cc6", "#f2c14e", "#8fd3f9", "#c9a86a", "#a9a5e0"],
+  };
+  const color = (c) => {
+    const dark = !printing && matchMedia("(prefers-color-scheme: dark)").matches;
+    return PALETTES[dark ? "dark" : "light"][candidates.indexOf(c) % 8];
+  };
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon"];
   const SCALE = { s: [1000, "ms"], B: [1e-6, "MB"], 1: [100, "%"], points: [1, "points"], "1/s": [1, "/s"] };
-  const candidates = [...new Set(data.points.map((p) => p.candidate))];
-  const recipes = [...new Set(data.points.map((p) => p.recipe))];
+  const candidates = [...new Set(data.points.map((p) => p.candidate))].sort();
+  const recipes = [...new Set(data.points.map((p) => p.recipe))].sort();
   // Plotly reads a little HTML in its texts: names must not be taken for it.
   const esc = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const scaled = (name, v) => (v === null || v === undefined ? null : v * SCALE[data.metrics[name].unit][0]);
@@ -17,9 +25,8 @@
     return data.metrics[name].unit === "1" ? `${x.toFixed(2)}%` : `${digits(x)} ${unit(name)}`;
   };
   const title = (name) => `${data.metrics[name].name} (${unit(name)}, ${data.metrics[name].better} is better)`;
-  const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const CONFIG = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
-  let printing = false;
   function theme() {
     const style = getComputedStyle(document.documentElement);
     const v = (name) => style.getPropertyValue(name).trim();
@@ -34,7 +41,7 @@
     return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: t.ink, size: 12.5,
       family: getComputedStyle(document.body).fontFamily }, margin: { l: 60, r: 16, t: 16, b: 48 },
       hoverlabel: { bgcolor: t.panel, bordercolor: t.muted, font: { color: t.ink }, align: "left" },
-      xaxis: axis(xaxis), yaxis: axis(yaxis), ...rest };
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: t.line, activecolor: t.ink }, xaxis: axis(xaxis), yaxis: axis(yaxis), ...rest };
   }
 
   /* ---- trade-off ---- */
@@ -61,7 +68,7 @@
     const lines = [`<b>${esc(p.name)}</b>`, esc(p.run)];
     for (const n of [...new Set(extra)]) {
       if (!p.m[n]) continue;
-      const [v, low, high, kind] = p.m[n];
+      const [v, low = null, high = null, kind = "measured"] = p.m[n];
       const ends = low !== null && high !== null ? ` (${said(n, low)} to ${said(n, high)})` : "";
       lines.push(`${data.metrics[n].name}: ${said(n, v)}${ends}${kind === "measured" ? "" : ` ${kind}`}`);
     }
@@ -82,21 +89,21 @@
   }
   function errorBars(group, n) {
     const t = theme();
-    const v = (i) => group.map((p) => (p.m[n][i] === null ? 0 : Math.abs(scaled(n, p.m[n][i]) - scaled(n, p.m[n][0]))));
+    const v = (i) => group.map((p) => (typeof p.m[n][i] !== "number" ? 0 : Math.abs(scaled(n, p.m[n][i]) - scaled(n, p.m[n][0]))));
     return { type: "data", symmetric: false, array: v(2), arrayminus: v(1), thickness: 1, width: 0, color: t.muted };
   }
   function marks(points, x, y, z) {
     const sizes = points.map((p) => (p.m[z] ? p.m[z][0] : null)).filter((v) => v !== null);
     const [min, max] = [Math.min(...sizes), Math.max(...sizes)];
-    const size = (p) => (!p.m[z] ? 7 : max > min ? 8 + 14 * Math.sqrt((p.m[z][0] - min) / (max - min)) : 12);
+    const most = $("plot-tradeoff").clientWidth < 560 ? 9 : 14;
+    const size = (p) => (!p.m[z] ? 7 : max > min ? 7 + most * Math.sqrt((p.m[z][0] - min) / (max - min)) : 11);
     return candidates.filter((c) => points.some((p) => p.candidate === c)).map((c) => {
       const group = points.filter((p) => p.candidate === c);
-      const color = PALETTE[candidates.indexOf(c) % PALETTE.length];
       const symbol = (p) => SYMBOLS[recipes.indexOf(p.recipe) % SYMBOLS.length] + (p.feasible ? "" : "-open");
       return { type: "scatter", mode: "markers", name: esc(c), legendgroup: "c", showlegend: false,
         x: group.map((p) => scaled(x, p.m[x][0])), y: group.map((p) => scaled(y, p.m[y][0])),
         text: group.map((p) => hover(p, [y, x, z])), hovertemplate: "%{text}<extra></extra>",
-        marker: { color, opacity: 0.85, size: group.map(size), symbol: group.map(symbol), line: { width: 1.5, color } },
+        marker: { color: color(c), opacity: 0.85, size: group.map(size), symbol: group.map(symbol), line: { width: 1.5, color: color(c) } },
         ...($("bars").checked ? { error_x: errorBars(group, x), error_y: errorBars(group, y) } : {}) };
     });
   }
@@ -106,7 +113,7 @@
       marker: { size: 9, ...marker }, hoverinfo: "skip", legendgroup: group, ...(groupTitle ? { legendgrouptitle: { text: groupTitle } } : {}) });
     const there = (list, field) => list.filter((n) => points.some((p) => p[field] === n));
     return [
-      ...there(candidates, "candidate").map((c, i) => dummy(esc(c), { color: PALETTE[candidates.indexOf(c) % PALETTE.length] }, "c", i ? "" : "Candidate")),
+      ...there(candidates, "candidate").map((c, i) => dummy(esc(c), { color: color(c) }, "c", i ? "" : "Candidate")),
       ...there(recipes, "recipe").map((r, i) => dummy(esc(r), { color: t.muted, symbol: SYMBOLS[recipes.indexOf(r) % SYMBOLS.length] }, "r", i ? "" : "Recipe")),
       dummy("keeps all", { color: t.muted }, "b", "Budgets"),
       dummy("breaks some", { color: t.muted, symbol: "circle-open", line: { width: 1.5 } }, "b"),
@@ -128,6 +135,8 @@
     }
     return { shapes, annotations };
   }
+  // No room below zero for what cannot be negative.
+  const fromZero = (points, n) => (points.every((p) => p.m[n][0] >= 0) ? { rangemode: "nonnegative" } : {});
   function drawTradeoff() {
     if (!data.points.length) return;
     const [x, y, z] = ["x", "y", "z"].map((id) => $(id).value), t = theme();
@@ -136,14 +145,15 @@
     const traces = [{ type: "scatter", mode: "lines", name: "Pareto front", x: best.map((p) => scaled(x, p.m[x][0])),
       y: best.map((p) => scaled(y, p.m[y][0])), line: { color: t.muted, width: 1.3, dash: "dot" }, hoverinfo: "skip",
       legendgroup: "b" }, ...marks(points, x, y, z), ...key(points)];
-    const { shapes, annotations } = budgetLines(x, y);
+    const { shapes, annotations } = budgetLines(x, y), phone = $("plot-tradeoff").clientWidth < 560;
     if (chosen) annotations.push({ x: scaled(x, chosen.m[x][0]), y: scaled(y, chosen.m[y][0]), text: "<b>chosen</b>", showarrow: true,
-      arrowhead: 0, arrowcolor: t.ink, ax: 34, ay: -34, font: { color: t.ink }, standoff: 9, bgcolor: t.panel, borderpad: 2 });
-    const phone = $("plot-tradeoff").clientWidth < 560;
-    Plotly.react("plot-tradeoff", traces, layout({ shapes, annotations, hovermode: "closest", margin: { l: 60, r: 16, t: 30, b: 50 },
-      xaxis: { title: { text: title(x) } }, yaxis: { title: { text: title(y) } },
+      arrowhead: 0, arrowcolor: t.ink, font: { color: t.ink }, standoff: 8,
+      // The better side of the chosen one is where few marks are, but a phone has no room beside the axis.
+      ax: phone ? 0 : data.metrics[x].better === "lower" ? -30 : 30, ay: (data.metrics[y].better === "higher" ? -34 : 34) * (phone ? -1 : 1) });
+    Plotly.react("plot-tradeoff", traces, layout({ shapes, annotations, hovermode: "closest", margin: { l: 60, r: 16, t: 48, b: 50 },
+      xaxis: { title: { text: title(x) }, ...fromZero(points, x) }, yaxis: { title: { text: title(y) }, ...fromZero(points, y) },
       legend: { itemclick: false, itemdoubleclick: false, font: { size: 12 }, tracegroupgap: 8,
-        ...(phone ? { orientation: "h", y: -0.22, font: { size: 11 } } : {}) } }), CONFIG);
+        ...(phone ? { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", font: { size: 11 }, tracegroupgap: 0 } : {}) } }), CONFIG);
     $("sum-tradeoff").textContent = summary(points, best, chosen, x, y, z);
   }
   function summary(points, best, chosen, x, y, z) {
@@ -177,7 +187,7 @@
     const rows = rowsOf($("latency-rows"), shown().filter((p) => data.samples[p.key]), drawLatency);
     const traces = rows.map((p) => ({ type: "box", orientation: "h", x: data.samples[p.key].map((v) => v * 1000),
       y: data.samples[p.key].map(() => p.key), name: esc(p.name), showlegend: false, boxpoints: false, width: 0.55, line: { width: 1.2 },
-      marker: { color: PALETTE[candidates.indexOf(p.candidate) % PALETTE.length] }, hoverinfo: "x" }));
+      marker: { color: color(p.candidate) }, hoverinfo: "x" }));
     const limits = device().budgets.filter((b) => /^p\d/.test(b.metric));
     const t = theme();
     const shapes = limits.map((b) => ({ type: "line", x0: b.limit * 1000, x1: b.limit * 1000, yref: "paper", y0: 0, y1: 1,
@@ -185,7 +195,7 @@
     const annotations = limits.map((b) => ({ x: b.limit * 1000, yref: "paper", y: 1, yanchor: "bottom", showarrow: false,
       text: esc(`${b.metric} ${b.op === "<=" ? "≤" : "≥"} ${b.text}`), font: { color: t.bad, size: 11.5 } }));
     box.style.height = `${90 + (box.clientWidth < 560 ? 40 : 30) * rows.length}px`;
-    Plotly.react(box, traces, layout({ shapes, annotations, margin: { l: 20, r: 16, t: 26, b: 46 },
+    Plotly.react(box, traces, layout({ shapes, annotations, margin: { l: 20, r: 16, t: 48, b: 46 },
       xaxis: { title: { text: "Time of one call (ms)" }, rangemode: "tozero" }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
   }
   function drawStartup() {
@@ -193,17 +203,17 @@
     if (!box) return;
     const phases = data.phases.filter(([n]) => data.metrics[n]);
     const rows = rowsOf($("startup-rows"), shown().filter((p) => phases.some(([n]) => p.m[n])), drawStartup);
-    const shades = ["#9aa5b1", "#e69f00", "#009e73", "#0072b2", "#cc79a7"];
+    const shades = ["#b4bcc6", "#8fb0d3", "#5a8fc4", "#2a69a8", "#d98b4a"];
     const traces = phases.map(([n, name], i) => ({ type: "bar", orientation: "h", name, marker: { color: shades[i % 5] },
       y: rows.map((p) => p.key), x: rows.map((p) => (p.m[n] ? p.m[n][0] * 1000 : null)),
       text: rows.map((p) => (p.m[n] ? `${esc(p.name)}<br>${name}: ${said(n, p.m[n][0])}` : "")), textposition: "none",
       hovertemplate: "%{text}<extra></extra>" }));
     box.style.height = `${110 + (box.clientWidth < 560 ? 40 : 28) * rows.length}px`;
-    Plotly.react(box, traces, layout({ barmode: "stack", bargap: 0.4, margin: { l: 20, r: 16, t: 36, b: 46 },
+    Plotly.react(box, traces, layout({ barmode: "stack", bargap: 0.4, margin: { l: 20, r: 16, t: 56, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
       xaxis: { title: { text: "Process start to first answer (ms)" } }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
   }
-  function drawAll() { drawTradeoff(); drawLatency(); drawStartup(); }
+  function drawAll() { if (window.Plotly) { drawTradeoff(); drawLatency(); drawStartup(); } }
 
   /* ---- tables ---- */
   function value(row, index) {
@@ -238,10 +248,16 @@
     const output = document.querySelector(`[data-count="${table.id}"]`);
     if (output) output.textContent = `${count} of ${table.tBodies[0].rows.length} ${output.dataset.what}`;
   }
+  /* On a phone each row is a card, in which every cell says what it is. */
+  for (const table of document.querySelectorAll("table.stack")) {
+    const heads = [...table.tHead.rows[0].cells].map((th) => th.textContent.trim());
+    for (const row of table.tBodies[0].rows) for (const cell of row.cells) cell.dataset.head = heads[cell.cellIndex];
+  }
   for (const table of document.querySelectorAll("table.data")) {
     for (const th of table.tHead.rows[0].cells) th.querySelector("button").addEventListener("click", () => sortBy(th));
     for (const control of document.querySelectorAll(`[data-filter="${table.id}"], select[data-status="${table.id}"]`)) {
-      control.addEventListener("input", () => filter(table));
+      // A select changed by assistive technology may send 'change' alone.
+      for (const event of ["input", "change"]) control.addEventListener(event, () => filter(table));
     }
     filter(table);
   }
@@ -263,11 +279,26 @@
     for (const d of opened.splice(0)) d.open = false;
     drawAll();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  let width = innerWidth;
-  addEventListener("resize", () => { if ((width < 720) !== (innerWidth < 720)) drawAll(); width = innerWidth; });
-  if (data.devices.length && Object.keys(data.metrics).length) { setUpAxes(); drawAll(); }
-  else $("tradeoff").hidden = true;
   reveal();
-  document.documentElement.dataset.ready = "yes";
+
+  /* plotly's own file, unpacked from this page. */
+  async function unpack(id) {
+    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+  async function plots() {
+    if (!data.devices.length || !Object.keys(data.metrics).length) { $("tradeoff").hidden = true; return; }
+    if (typeof DecompressionStream === "undefined") { $("no-plots").hidden = false; return; }
+    setUpAxes();
+    await unpack("plotly");
+    drawAll();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+    let width = innerWidth;
+    addEventListener("resize", () => { if ((width < 720) !== (innerWidth < 720)) drawAll(); width = innerWidth; });
+  }
+  // Let the page show before the plots are made.
+  setTimeout(() => plots().then(() => { document.documentElement.dataset.ready = "yes"; }), 0);
 })();

@@ -54,18 +54,12 @@ def select(
     """
     _check_arguments(budgets, objective, confidence)
     where = _one_device(entries, device)
+    entries = sorted(entries, key=lambda e: e.key)  # so that the answer does not depend on the order they come in
     ok = [e for e in entries if e.status == "ok"]
     _check_unique(ok)
-    references = _references(budgets)
-    checks = [check_budgets(e, budgets, confidence) for e in ok]
-    feasible = [i for i, c in enumerate(checks) if all(one.met for one in c)]
-    running = [i for i in feasible if ok[i].key not in exclude]
-    contest = set_up([ok[i] for i in running], objective, references, confidence, paired)
-    ground = _Ground(ok, checks, feasible, running, _Outcome(contest, *contest.rank()))
-    everyone = set_up(ok, objective, references, confidence)
-    verdicts = _verdicts(ground, everyone)
+    verdicts = _judge(ok, budgets, objective, confidence, paired=paired, exclude=exclude)
     verdicts += [Verdict(e, (), False, False, None, None, reason=_failed(e)) for e in entries if e.status != "ok"]
-    chosen = verdicts[0] if running else None
+    chosen = next((v for v in verdicts if v.rank == 1), None)
     sentence = (
         sentence_chosen(where, verdicts, budgets, objective, confidence)
         if chosen
@@ -142,6 +136,25 @@ def _check_unique(entries: Sequence[Entry]) -> None:
 def _references(budgets: Sequence[Budget]) -> dict[str, str]:
     given = {b.metric: b.relative_to for b in budgets if b.relative_to}
     return {name: given.get(name, "fp32") for name in RELATIVE}
+
+
+def _judge(
+    entries: Sequence[Entry],
+    budgets: Sequence[Budget],
+    objective: Sequence[str],
+    confidence: float,
+    *,
+    paired: PairedComparison | None,
+    exclude: Collection[str],
+) -> list[Verdict]:
+    """Verdicts on the entries that did not fail, in the order that `select` documents."""
+    references = _references(budgets)
+    checks = [check_budgets(e, budgets, confidence) for e in entries]
+    feasible = [i for i, c in enumerate(checks) if all(one.met for one in c)]
+    running = [i for i in feasible if entries[i].key not in exclude]
+    contest = set_up([entries[i] for i in running], objective, references, confidence, paired=paired)
+    ground = _Ground(entries, checks, feasible, running, _Outcome(contest, *contest.rank()))
+    return _verdicts(ground, set_up(entries, objective, references, confidence))
 
 
 class _Outcome:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from edgewise.selector.budgets import metric_of
-from edgewise.selector.words import bundle_name, gap, limit_text, plural, point
+from edgewise.selector.words import bundle_name, gap, limit_text, point
 from edgewise.types import Entry, Selection, Verdict
 from edgewise.units import show
 
@@ -43,14 +43,15 @@ def near_misses(selection: Selection, *, width: int = WIDTH, limit: int = 8) -> 
         name = [clean(bundle_name(verdict.entry)), _run(verdict.entry)]
         for check in (c for c in verdict.checks if not c.met):
             unit = check.budget.unit
-            over = gap(check.margin, unit) if check.margin is not None else "not known"
+            over = gap(check.margin, unit) if check.margin is not None else "unknown"
             budget = f"{_short(check.budget.metric)} {check.budget.op} {limit_text(check.budget).split(' of ')[0]}"
-            rows.append([*name, budget, show(check.value, unit), show(check.bound, unit), over])
+            cells = [budget, show(check.value, unit), show(check.bound, unit), over]
+            rows.append([*name, *[c.replace(" points", " pp") for c in cells]])
             name = ["", ""]
     lines = [*wrap(selection.sentence, width), ""]
     if rows:
         lines += render(
-            ["model", "run", "budget", "value", "bound", "off by"], rows, width, right={3, 4, 5}, shrink=(0, 1, 2)
+            ["model", "run", "budget", "value", "bound", "off by"], rows, width, right={3, 4, 5}, shrink=(0, 1)
         )
     lines += _rest(selection, len(shown), width)
     return "\n".join(lines) + "\n"
@@ -59,9 +60,7 @@ def near_misses(selection: Selection, *, width: int = WIDTH, limit: int = 8) -> 
 def _rest(selection: Selection, shown: int, width: int) -> list[str]:
     failed = [v for v in selection.verdicts if v.entry.status != "ok"]
     ok = len(selection.verdicts) - len(failed)
-    lines = (
-        wrap(f"... and {plural(ok - shown, 'entry').replace('entrys', 'entries')} more", width) if ok > shown else []
-    )
+    lines = wrap(f"... and {ok - shown:,} more", width) if ok > shown else []
     for verdict in failed[:5]:
         lines += wrap(f"{bundle_name(verdict.entry)} {verdict.reason}", width)
     if len(failed) > 5:

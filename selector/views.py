@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.selector.budgets import binding, metric_of, relative_room
 from edgewise.selector.report_data import ReportData, confirm_words, confirmation
+from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import bundle_name, gap, label, limit_text, percent, point
-from edgewise.types import BudgetCheck, Entry, Measurement, Metric, Selection, Verdict
+from edgewise.types import BudgetCheck, Entry, Metric, Selection, Verdict
 from edgewise.units import METRICS, RELATIVE, show
 
 ROW_LIMIT = 1200
@@ -29,7 +29,7 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    sort: float | str = ""
+    sort: str = ""
     """What sorting compares; '' sorts last."""
     small: str = ""
     """The interval, in small print."""
@@ -50,7 +50,7 @@ def cell(metric: Metric | None) -> Cell:
     if value is None:
         shown = "unavailable" if metric.kind == "unavailable" or metric.value is None else f"invalid ({metric.value})"
         return Cell(shown, kind="unavailable", why=metric.why)
-    return Cell(show(value, metric.unit), value, interval(metric), metric.kind, metric.why)
+    return Cell(show(value, metric.unit), f"{value:.6g}", interval(metric), metric.kind, metric.why)
 
 
 def interval(metric: Metric) -> str:
@@ -58,7 +58,9 @@ def interval(metric: Metric) -> str:
     ends = [show(b, metric.unit) for b in (metric.low, metric.high) if b is not None and math.isfinite(b)]
     if len(ends) == 2:
         (low, unit), (high, other) = (_split(e) for e in ends)
-        return f"{low}–{high}{unit}" if unit == other else " – ".join(ends)
+        if unit != other:
+            return " to ".join(ends)
+        return f"{low}{' to ' if low.startswith('-') else '–'}{high}{unit}"
     return f"{'≥' if metric.low is not None else '≤'} {ends[0]}" if ends else ""
 
 
@@ -87,7 +89,7 @@ def chosen_metric(selection: Selection, name: str) -> Metric | None:
 def columns(data: ReportData) -> list[str]:
     """Metrics worth a column: objectives, budgets, then the usual ones that anything has."""
     first = [m for s in data.selections for m in (*s.objective, *(b.metric for b in s.budgets))]
-    usual = ("accuracy", "f1", "accuracy_drop", "p50", "p95", "p99", "throughput", "peak_rss", "size", "startup")
+    usual = ("accuracy", "accuracy_drop", "p95", "peak_rss", "size", "startup")
     there = {m for e in data.entries for m in e.metrics}
     return list(dict.fromkeys([*first, *(m for m in usual if m in there)]))
 
@@ -101,7 +103,7 @@ def answer(selection: Selection) -> dict[str, Any]:
     tiles = [(name, chosen_metric(selection, name)) for name in wanted] if chosen else []
     return {
         "device": selection.device,
-        "sentence": selection.sentence,
+        "sentence": with_confirmed(selection, selection.confirmed).sentence,
         "chosen": bundle_name(chosen.entry) if chosen else None,
         "run": chosen.entry.target.run.text() if chosen and chosen.entry.target else "",
         "digest": chosen.entry.content_digest if chosen else None,
@@ -134,14 +136,21 @@ def _budget_row(check: BudgetCheck, chosen: Verdict | None) -> dict[str, Any]:
         "about": METRICS[check.budget.metric].about,
         "limit": f"{'≤' if check.budget.op == '<=' else '≥'} {limit_text(check.budget)}",
         "value": show(check.value, unit),
-        "bound": show(check.bound, unit) if check.bound != check.value else "exact",
+        "bound": bound_text(check),
         "room": gap(check.margin, unit) + share if check.margin is not None else "not known",
         "met": check.met,
         "words": check.words,
         "tight": tightest is not None and tightest.budget == check.budget,
-        "earlier": show(earlier.bound, unit) if earlier else "-",
+        "earlier": bound_text(earlier) if earlier else "-",
         **_bar(check),
     }
+
+
+def bound_text(check: BudgetCheck) -> str:
+    """The bound that must keep the limit, or that it was the value itself that was compared."""
+    if check.bound is not None and check.bound == check.value:
+        return "its value"
+    return show(check.bound, check.budget.unit)
 
 
 def _bar(check: BudgetCheck) -> dict[str, float]:
@@ -168,16 +177,28 @@ def _rivals(selection: Selection) -> list[dict[str, str]]:
         sign = 1 if METRICS[name].better == "lower" else -1
         own = point(selection.chosen.entry.metrics.get(name))
         found = [(sign * x, v) for v in others if (x := point(v.entry.metrics.get(name))) is not None]
-        best = min(found, key=lambda pair: pair[0], default=None)
-        if best and own is not None and best[0] < sign * own:
-            said = (
-                f"{name_of(name)} {show(sign * best[0], METRICS[name].unit)} instead of {show(own, METRICS[name].unit)}"
-            )
-            row = rivals.setdefault(
-                best[1].entry.key, {"name": label(best[1].entry), "why": best[1].reason, "best": ""}
-            )
-            row["best"] += f"; {said}" if row["best"] else said
-    return list(rivals.values())[:4]
+        if own is None:
+            continue
+        # The best of those that keep the budgets, then the best of all.
+        for best in (_best([f for f in found if f[1].feasible]), _best(found)):
+            if best is None or best[0] >= sign * own:
+                continue
+            unit = METRICS[name].unit
+            said = f"{name_of(name)} {show(sign * best[0], unit)} instead of {show(own, unit)}"
+            start = {"name": label(best[1].entry), "why": capital(best[1].reason), "best": ""}
+            row = rivals.setdefault(best[1].entry.key, start)
+            if said not in row["best"]:
+                row["best"] += f"; {said}" if row["best"] else said
+    return list(rivals.values())[:5]
+
+
+def capital(text: str) -> str:
+    """The first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def _best(found: list[tuple[float, Verdict]]) -> tuple[float, Verdict] | None:
+    return min(found, key=lambda pair: pair[0], default=None)
 
 
 def entry_rows(data: ReportData) -> list[dict[str, Any]]:
@@ -208,7 +229,7 @@ def _status(verdict: Verdict, selection: Selection) -> dict[str, Any]:
         "text": text,
         "rank": verdict.rank,
         "pareto": verdict.pareto,
-        "reason": verdict.reason,
+        "reason": capital(verdict.reason),
     }
 
 
@@ -249,48 +270,6 @@ def drop_words(drop: Metric | None) -> str:
     return f"at most {show(drop.high, drop.unit)} at {percent(drop.level)}"
 
 
-def measurement_rows(measurements: Iterable[Measurement]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every measurement with its metrics and conditions; long conditions stand once, by number."""
-    notes: dict[str, str] = {}
-    methods: dict[str, str] = {}
-    rows = []
-    for number, m in enumerate(measurements, start=1):
-        rows.append(
-            {
-                "id": m.id if m.id is not None else number,
-                "m": m,
-                "target": m.target.text() if m.target else "-",
-                "metrics": [_metric_words(x, methods) for x in m.metrics],
-                "conditions": [_condition(k, v, notes) for k, v in m.conditions.items()],
-            }
-        )
-    return rows, {**{ref: text for text, ref in methods.items()}, **{ref: text for text, ref in notes.items()}}
-
-
-def _metric_words(metric: Metric, methods: dict[str, str]) -> dict[str, str]:
-    shown = cell(metric)
-    parts = [shown.small] if shown.small else []
-    parts += [f"at {percent(metric.level)}"] if metric.level is not None and shown.small else []
-    parts += [f"n {metric.n:,}"] if metric.n else []
-    ref = methods.setdefault(metric.method, f"M{len(methods) + 1}") if metric.method else ""
-    return {
-        "name": metric.name,
-        "text": shown.text,
-        "detail": ", ".join(parts),
-        "kind": shown.kind,
-        "why": metric.why,
-        "method": ref,
-    }
-
-
-def _condition(key: str, value: Any, notes: dict[str, str]) -> dict[str, str]:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
-    if len(text) <= 60:
-        return {"key": key, "text": text, "ref": ""}
-    whole = f"{key}: {text}"
-    return {"key": key, "text": "", "ref": notes.setdefault(whole, f"C{len(notes) + 1}")}
-
-
 def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """A nested mapping as lines: ('cpu model', 'AMD ...')."""
     lines: list[tuple[str, str]] = []
@@ -306,17 +285,19 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def entry_metric_values(entry: Entry, references: Mapping[str, str | None]) -> dict[str, list[Any]]:
-    """Metrics for the plots: name -> [value, low, high, kind]; only numbers that can be drawn."""
+    """Metrics for the plots: name -> [value, low, high, kind], without what is usual."""
     found: dict[str, list[Any]] = {}
     for name in dict.fromkeys([*entry.metrics, *RELATIVE]):
         metric = metric_of(entry, name, references.get(name))
         value = point(metric)
         if metric is not None and value is not None and name in METRICS:
-            ends = [b if b is not None and math.isfinite(b) else None for b in (metric.low, metric.high)]
-            found[name] = [_short(value), *[_short(e) if e is not None else None for e in ends], metric.kind]
+            ends = [_short(b) if b is not None and math.isfinite(b) else None for b in (metric.low, metric.high)]
+            kind = [] if metric.kind == "measured" else [metric.kind]
+            found[name] = [_short(value), *(ends if kind or ends != [None, None] else []), *kind]
     return found
 
 
 def _short(value: float) -> float:
-    """Six significant digits are more than a screen shows, and keep the page small."""
-    return float(f"{value:.6g}")
+    """Five significant digits are more than a screen shows, and keep the page small."""
+    number = float(f"{value:.5g}")
+    return int(number) if number.is_integer() else number

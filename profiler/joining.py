@@ -84,12 +84,12 @@ def _join(timed: Measurement, early: Iterable[Measurement], answered: dict[Any, 
             metrics |= {x.name: x for x in m.metrics}
     settings = answer_settings(timed.target) if timed.target else None
     for scenario in ANSWERED:
-        print_of = timed.conditions.get("fingerprint_digest")
-        key = (scenario, timed.candidate, timed.recipe, timed.content_digest, settings, print_of)
-        if (m := answered.get(key)) is not None:
-            metrics |= {x.name: x for x in m.metrics}
-            if m.status == "failed":
-                reasons.append(f"{scenario}: {m.reason}")
+        machine = timed.conditions.get("fingerprint_digest")
+        key = (scenario, timed.candidate, timed.recipe, timed.content_digest, settings, machine)
+        if (found := answered.get(key)) is not None:
+            metrics |= {x.name: x for x in found.metrics}
+            if found.status == "failed":
+                reasons.append(f"{scenario}: {found.reason}")
     metrics |= {x.name: x for x in timed.metrics}
     return Entry(
         timed.candidate,

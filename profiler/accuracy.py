@@ -1,0 +1,320 @@
+"""Accuracy and F1 through the runtime, with the outcome of every row; and what a bundle loses against its reference.
+
+Nothing is timed here, so as many workers run at the same time as there are cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgewise.data import Row
+from edgewise.errors import DataError, EdgewiseError, NoSpaceError
+from edgewise.files import digest_json
+from edgewise.profiler.comparison import compare_with_reference
+from edgewise.profiler.joining import answer_settings
+from edgewise.profiler.plumbing import (
+    Progress,
+    Subject,
+    check_rows,
+    check_subject,
+    cores,
+    fingerprint_of,
+    job_inputs,
+    job_run,
+    no_progress,
+    pick_devices,
+    token_distribution,
+)
+from edgewise.profiler.proportions import confusion, f1_bounds, wilson_bounds
+from edgewise.profiler.results import Answer, WorkerResult
+from edgewise.profiler.statistics import check_level
+from edgewise.profiler.store import MeasurementKey, Outcome, Store
+from edgewise.profiler.transport import Children, run_job
+from edgewise.types import Device, Measurement, Metric, Stage, Target
+
+_REUSED = "rows that are not cut at this length were answered once, at the longer one: the same tokens, one text a call"
+
+
+def measure_accuracy(
+    subjects: Sequence[Subject],
+    targets: Sequence[Target],
+    rows: Sequence[Row],
+    *,
+    store: Store,
+    devices: Sequence[Device] = (Device(),),
+    level: float = 0.95,
+    stage: Stage = "profile",
+    reference: str = "fp32",
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> list[Measurement]:
+    """Answer every row once per subject, provider and length, and compare with the reference recipe of the candidate.
+
+    targets: those that differ in threads alone are measured once, with the fewest. workers: processes at the same
+    time (as many as the cores allow, unless given).
+
+    Returns the measurements of scenario 'accuracy', then those of scenario 'comparison', as they stand in the store;
+    what the store has already is not measured again. A bundle that fails becomes a measurement with its reason.
+    Raises DataError for no rows or a row without label, and UserError for a device that cannot run the worker.
+    """
+    if any(row.label is None for row in rows):
+        raise DataError("a row has no label: accuracy needs one for each")
+    run = _Run(list(rows), check_rows(rows), store, check_level(level), stage, progress)
+    by_name = pick_devices(devices, targets)
+    try:
+        prints = {name: fingerprint_of(device, run.children) for name, device in by_name.items()}
+        faults = {id(s): check_subject(s) for s in subjects}
+        tasks = [
+            run.task(s, t, by_name[t.device], prints[t.device], faults[id(s)])
+            for s in subjects
+            for t in fewest_threads(targets)
+        ]
+        run.measure(tasks, workers or _workers(tasks))
+    except BaseException:
+        run.children.kill_all()
+        raise
+    found = [run.finished[id(t)] for t in tasks]
+    return found + compare_with_reference(store, found, reference=reference, level=level)
+
+
+def fewest_threads(targets: Iterable[Target]) -> list[Target]:
+    """One target for each setting that may change an answer; threads do not, so the fewest of them."""
+    found: dict[str, Target] = {}
+    for target in targets:
+        key = answer_settings(target)
+        if key not in found or target.run.threads < found[key].run.threads:
+            found[key] = target
+    return list(found.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One subject on one setting."""
+
+    subject: Subject
+    target: Target
+    device: Device
+    fingerprint: dict[str, Any]
+    key: MeasurementKey
+    failure: str
+
+    @property
+    def length(self) -> float:
+        """Tokens that a text is cut to; what the model allows, where nothing is said."""
+        return self.target.run.max_length or self.subject.bundle.manifest.preprocessing.get("max_length") or math.inf
+
+    @property
+    def chain(self) -> tuple[int, str]:
+        """Tasks with the same chain differ in length alone."""
+        run = replace(self.target.run, max_length=None)
+        return id(self.subject), answer_settings(replace(self.target, run=run))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers to all rows, and how they came."""
+
+    answers: tuple[Answer, ...]
+    result: WorkerResult
+    """Of the process that gave those that were not taken over."""
+    reused: int
+
+
+def _workers(tasks: Sequence[_Task]) -> int:
+    """So many processes that each thread has a core."""
+    if not tasks:
+        return 1
+    threads = max(t.target.run.threads for t in tasks)
+    return max(1, min(cores(t.fingerprint) for t in tasks) // threads)
+
+
+class _Run:
+    """One call of measure_accuracy: its settings, and the steps that share them."""
+
+    def __init__(
+        self, rows: list[Row], inputs_digest: str, store: Store, level: float, stage: Stage, progress: Progress
+    ) -> None:
+        self.rows, self.inputs_digest, self.store = rows, inputs_digest, store
+        self.level, self.stage, self.progress = level, stage, progress
+        self.children = Children()
+        self.finished: dict[int, Measurement] = {}
+        self.settings: dict[str, Any] = {"level": level, "metrics": ["accuracy", "f1"]}
+
+    def task(
+        self, subject: Subject, target: Target, device: Device, fingerprint: dict[str, Any] | str, fault: str
+    ) -> _Task:
+        known = fingerprint if isinstance(fingerprint, dict) else {}
+        key = MeasurementKey(
+            subject.candidate,
+            subject.recipe,
+            subject.bundle.digest,
+            target,
+            "accuracy",
+            self.stage,
+            self.inputs_digest,
+            str(known.get("digest", "")),
+            digest_json(self.settings),
+        )
+        failure = fault or (fingerprint if isinstance(fingerprint, str) else "") or self._label_fault(subject)
+        return _Task(subject, target, device, known, key, failure)
+
+    def _label_fault(self, subject: Subject) -> str:
+        """Why these rows cannot judge this bundle, or ''."""
+        manifest = subject.bundle.manifest
+        if manifest.problem_type not in (None, "single_label_classification"):
+            return f"accuracy of {manifest.problem_type} is not measured by this version; take a single-label model"
+        unknown = sorted({str(r.label) for r in self.rows} - set(manifest.labels))
+        if unknown:
+            return f"the rows have labels {unknown} that {subject.name} does not know: it has {list(manifest.labels)}"
+        return ""
+
+    def measure(self, tasks: Sequence[_Task], workers: int) -> None:
+        """All tasks, `workers` at a time; those of one chain in turn, the longest length first."""
+        chains: dict[tuple[int, str], list[_Task]] = {}
+        for task in tasks:
+            stored = self.store.find(task.key)
+            if stored is not None:
+                self.finished[id(task)] = stored
+            elif task.failure:
+                self._fail(task, task.failure)
+            else:
+                chains.setdefault(task.chain, []).append(task)
+        total, done = sum(map(len, chains.values())), 0
+        pool = ThreadPoolExecutor(workers)
+        try:
+            # The store belongs to this thread: the others run workers, and what they find is stored here.
+            running: dict[Future[_Answers], tuple[_Task, list[_Task]]] = {}
+            for chain in chains.values():
+                first, *rest = sorted(chain, key=lambda t: -t.length)
+                running[pool.submit(self._answer, first, None)] = (first, rest)
+            while running:
+                ready, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    task, rest = running.pop(future)
+                    answers = self._finish(task, future)
+                    if rest:
+                        running[pool.submit(self._answer, rest[0], answers)] = (rest[0], rest[1:])
+                    done += 1
+                    self.progress(done, total, f"{task.subject.name} on {task.target.text()}")
+        except BaseException:
+            self.children.kill_all()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, task: _Task, longer: _Answers | None) -> _Answers:
+        """Run the worker over the rows whose answers are not known from a longer length."""
+        kept = self._known(task, longer)
+        wanted = [i for i in range(len(self.rows)) if i not in kept] or [0]
+        job = {
+            "job": "accuracy",
+            "bundle": str(task.subject.bundle.path.absolute()),
+            "content_digest": task.subject.bundle.digest,
+            "verify": "size",  # every file was hashed before the first worker
+            "run": job_run(task.target.run, task.subject.bundle),
+            "placement": True,
+        }
+        lines = job_inputs([self.rows[i] for i in wanted])
+        timeout_s = 120 + 0.5 * len(lines)
+        result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s)
+        if len(result.answers) != len(wanted):
+            raise EdgewiseError(f"the worker gave {len(result.answers)} answers to {len(wanted)} rows")
+        if result.fingerprint.get("digest") != task.key.fingerprint_digest:
+            raise EdgewiseError("the machine's fingerprint changed while it was measured: start again")
+        kept |= dict(zip(wanted, result.answers, strict=True))
+        return _Answers(tuple(kept[i] for i in range(len(self.rows))), result, len(self.rows) - len(wanted))
+
+    @staticmethod
+    def _known(task: _Task, longer: _Answers | None) -> dict[int, Answer]:
+        """Row -> answer that cannot change at this length: a text that is not cut has the same tokens.
+
+        Only one text a call: in a batch, the other texts set the padding.
+        """
+        if longer is None or task.target.run.batch_size != 1:
+            return {}
+        return {i: a for i, a in enumerate(longer.answers) if a.n_tokens <= task.length and not a.truncated}
+
+    def _finish(self, task: _Task, future: Future[_Answers]) -> _Answers | None:
+        """Store what came of a task; None when it failed."""
+        try:
+            answers = future.result()
+        except NoSpaceError:
+            raise  # not the bundle's fault, and the next one would meet it too
+        except EdgewiseError as error:
+            self._fail(task, str(error))
+            return None
+        labels = task.subject.bundle.manifest.labels
+        right = [labels.index(str(row.label)) for row in self.rows]
+        outcomes = [
+            Outcome(row.id, a.index, label, a.score, a.logits)
+            for row, a, label in zip(self.rows, answers.answers, right, strict=True)
+        ]
+        metrics = _metrics([a.index for a in answers.answers], right, labels, self.level)
+        self._add(task, self._conditions(task, answers), metrics, outcomes)
+        return answers
+
+    def _fail(self, task: _Task, reason: str) -> None:
+        measurement = self._measurement(task, self._base(task), (), "failed", reason)
+        self.finished[id(task)] = replace(measurement, id=self.store.add(measurement))
+
+    def _add(
+        self, task: _Task, conditions: dict[str, Any], metrics: tuple[Metric, ...], outcomes: list[Outcome]
+    ) -> None:
+        measurement = self._measurement(task, conditions, metrics)
+        self.finished[id(task)] = replace(measurement, id=self.store.add(measurement, outcomes=outcomes))
+
+    def _measurement(
+        self, task: _Task, conditions: dict[str, Any], metrics: tuple[Metric, ...], status: Any = "ok", reason: str = ""
+    ) -> Measurement:
+        key = task.key
+        return Measurement(
+            key.candidate,
+            key.recipe,
+            key.content_digest,
+            task.target,
+            "accuracy",
+            self.stage,
+            status,
+            reason,
+            self.inputs_digest,
+            conditions,
+            metrics,
+        )
+
+    def _base(self, task: _Task) -> dict[str, Any]:
+        return {
+            "fingerprint": task.fingerprint,
+            "fingerprint_digest": task.key.fingerprint_digest,
+            "settings": self.settings,
+            "settings_digest": task.key.settings_digest,
+            "device": {"name": task.device.name, "python": task.device.python},
+        }
+
+    def _conditions(self, task: _Task, answers: _Answers) -> dict[str, Any]:
+        tokens = [a.n_tokens for a in answers.answers]
+        return self._base(task) | {
+            "rows": len(self.rows),
+            "reused": answers.reused,
+            "notes": [_REUSED] if answers.reused else [],
+            "inputs": token_distribution(tokens, sum(a.truncated for a in answers.answers), len(self.rows)),
+            "providers": list(answers.result.providers),
+            "placement": answers.result.placement,
+            "placement_why": answers.result.placement_why,
+        }
+
+
+def _metrics(predicted: list[int], right: list[int], labels: Sequence[str], level: float) -> tuple[Metric, ...]:
+    """Values as `edgewise.metrics` defines them, bounds from this room."""
+    from edgewise.metrics import compute  # imports evaluate and scikit-learn: seconds
+
+    values = compute(("accuracy", "f1"), predicted, right, labels)
+    hits = sum(p == r for p, r in zip(predicted, right, strict=True))
+    bounds = {
+        "accuracy": wilson_bounds(hits, len(right), level),
+        "f1": f1_bounds(confusion(predicted, right, len(labels)), level),
+    }
+    return tuple(replace(b.as_metric(name, "1", level), value=values[name]) for name, b in bounds.items())

@@ -1,0 +1,91 @@
+"""The profiler's one call, and its parts under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.bundle import read_bundle
+from edgewise.data import Row
+from edgewise.errors import DataError
+from edgewise.profiler.accuracy import measure_accuracy
+from edgewise.profiler.comparison import compare_with_reference
+from edgewise.profiler.joining import entries
+from edgewise.profiler.latency import measure_latency
+from edgewise.profiler.plumbing import Progress, Subject, no_progress
+from edgewise.profiler.rounds import RoundRule, Rounds
+from edgewise.profiler.store import Store
+from edgewise.types import Device, Measurement, Target
+
+__all__ = [
+    "Rounds",
+    "Store",
+    "Subject",
+    "compare_with_reference",
+    "entries",
+    "measure_accuracy",
+    "measure_latency",
+    "profile",
+]
+
+
+def profile(
+    bundles: Sequence[Subject | str | Path],
+    targets: Sequence[Target],
+    rows: Sequence[Row],
+    *,
+    store: Store,
+    devices: Sequence[Device] = (Device(),),
+    spec: RoundRule | None = None,
+    level: float = 0.95,
+    reference: str = "fp32",
+    work: Path | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> list[Measurement]:
+    """Measure bundles on targets: accuracy where the rows have labels, then latency, start-up, memory and size.
+
+    bundles: folders, or `Subject`s that name candidate and recipe. rows: real inputs; labels on all of them or none.
+    spec: how long (`Rounds`, or a plan's `profile`). Returns the measurements as they stand in the store; what it has
+    already is not measured again, and what fails is a measurement with its reason.
+
+    Raises BundleError for a folder that is no bundle, DataError, PlanError for a device that is not among `devices`,
+    UserError for a device whose interpreter cannot run the worker.
+    """
+    labelled = sum(row.label is not None for row in rows)
+    if 0 < labelled < len(rows):
+        raise DataError(f"{len(rows) - labelled} of {len(rows)} rows have no label: give labels to all of them or none")
+    subjects = [b if isinstance(b, Subject) else subject_of(b) for b in bundles]
+    found: list[Measurement] = []
+    if labelled:
+        found += measure_accuracy(
+            subjects,
+            targets,
+            rows,
+            store=store,
+            devices=devices,
+            level=level,
+            reference=reference,
+            progress=progress,
+        )
+    found += measure_latency(
+        subjects,
+        targets,
+        rows,
+        store=store,
+        devices=devices,
+        spec=spec,
+        level=level,
+        work=work,
+        seed=seed,
+        progress=progress,
+    )
+    return found
+
+
+def subject_of(folder: str | Path) -> Subject:
+    """A bundle folder with the names that its manifest gives: its candidate, its recipe."""
+    bundle = read_bundle(folder)
+    source = bundle.manifest.source
+    candidate = source.get("candidate") or bundle.path.name
+    return Subject(str(candidate), str(source.get("recipe") or bundle.manifest.recipe.name), bundle)

@@ -1,0 +1,230 @@
+"""The store: append-only, whole or not at all, two writers, readable in ten years."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgewise.errors import StoreError
+from edgewise.profiler import entries
+from edgewise.profiler.store import Outcome, Sample, Store, key_of
+from edgewise.types import Measurement, Metric, RunSettings, Target
+
+TARGET = Target("here", RunSettings(threads=2, max_length=64, provider_options={"a": "b"}))
+CONDITIONS = {"fingerprint_digest": "sha256:f", "settings_digest": "sha256:s", "notes": ["n"]}
+P95 = Metric("p95", "s", 0.004, 0.0035, 0.0046, 0.95, "bootstrap", 300)
+TIMED = Measurement(
+    "l6",
+    "fp32",
+    "sha256:c",
+    TARGET,
+    "single-stream",
+    "profile",
+    conditions=CONDITIONS,
+    metrics=(P95,),
+    inputs_digest="i",
+)
+ONE_THREAD = replace(TARGET, run=replace(TARGET.run, threads=1))
+ANSWERED = replace(
+    TIMED,
+    scenario="accuracy",
+    target=ONE_THREAD,
+    metrics=(Metric("accuracy", "1", 0.8, 0.78, 0.82, 0.95, "Wilson", 9),),
+)
+COMPARED = replace(
+    ANSWERED, scenario="comparison", metrics=(Metric("accuracy_drop", "points", 0.1, -0.2, 0.4, 0.95, "Tango", 9),)
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "sub" / "m.sqlite")
+
+
+def test_what_goes_in_comes_out(store: Store) -> None:
+    samples = [Sample(0, 11, (5, 2**40, 7)), Sample(3, 12, (1,))]
+    outcomes = [Outcome("aa", 1, 0, 0.75, (1.5, -2.0)), Outcome("bb", 0, None, 0.5)]
+    number = store.add(TIMED, samples, outcomes, [("aa", "a film", None)])
+    assert store.measurements() == [replace(TIMED, id=number)]
+    assert store.samples(number) == samples
+    assert store.outcomes(number) == outcomes
+    assert store.text("aa") == ("a film", None)
+    assert store.text("bb") is None
+
+
+def test_raw_samples_are_plain_little_endian_integers(store: Store) -> None:
+    store.add(TIMED, [Sample(0, 1, (1, 2**40))])
+    blob = sqlite3.connect(store.path).execute("SELECT ns FROM samples").fetchone()[0]
+    assert struct.unpack("<2q", blob) == (1, 2**40)
+
+
+def test_one_wide_summary_row_each(store: Store) -> None:
+    store.add(TIMED)
+    store.add(replace(TIMED, metrics=(Metric("p99.9", "s", 0.5),)))
+    db = sqlite3.connect(store.path)
+    row = db.execute('SELECT candidate, provider, threads, max_length, p95, "p99.9" FROM summary').fetchall()
+    assert row == [("l6", "cpu", 2, 64, 0.004, None), ("l6", "cpu", 2, 64, None, 0.5)]
+
+
+def test_found_by_its_key_only_when_all_of_it_is_the_same(store: Store) -> None:
+    number = store.add(TIMED)
+    found = store.find(key_of(TIMED))
+    assert found is not None
+    assert found.id == number
+    key = key_of(TIMED)
+    for change in (
+        {"candidate": "l3"}, {"recipe": "fp32-o2"}, {"content_digest": "sha256:d"}, {"target": ONE_THREAD},
+        {"scenario": "offline"}, {"stage": "confirm"}, {"inputs_digest": "j"}, {"fingerprint_digest": "sha256:g"},
+        {"settings_digest": "sha256:t"},
+    ):  # fmt: skip
+        assert store.find(replace(key, **change)) is None
+
+
+def test_a_failure_is_tried_again(store: Store) -> None:
+    store.add(replace(TIMED, status="failed", reason="killed", metrics=()))
+    assert store.find(key_of(TIMED)) is None
+    store.add(TIMED)
+    assert store.find(key_of(TIMED)) is not None
+
+
+def test_a_number_without_its_conditions_is_not_stored(store: Store) -> None:
+    with pytest.raises(StoreError, match="conditions"):
+        store.add(replace(TIMED, conditions={}))
+    assert store.measurements() == []
+
+
+def test_a_measurement_is_stored_whole_or_not_at_all(store: Store) -> None:
+    doubled = [Sample(0, 1, (1,)), Sample(0, 1, (2,))]
+    with pytest.raises(StoreError):
+        store.add(TIMED, doubled)
+    assert store.measurements() == []
+    assert store.add(TIMED) == 1
+    assert sqlite3.connect(store.path).execute("SELECT count(*) FROM metrics").fetchone() == (1,)
+
+
+WRITER = """
+import sys
+from edgewise.profiler.store import Store, Sample
+from edgewise.types import Measurement
+with Store(sys.argv[1]) as store:
+    for i in range(40):
+        store.add(Measurement(sys.argv[2], "fp32", None, None, "none", "export"), [Sample(0, i, (i,))])
+"""
+
+
+def test_two_processes_make_and_write_one_store_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in ("a", "b", "c")]
+    assert [w.wait(timeout=120) for w in writers] == [0, 0, 0]
+    with Store(path) as store:
+        found = store.measurements()
+        assert [store.samples(m.id or 0)[0].process for m in found if m.candidate == "a"] == list(range(40))
+    assert len(found) == 120
+    assert len({m.id for m in found}) == 120
+
+
+def test_a_newer_format_is_refused_and_left_alone(store: Store) -> None:
+    store.add(TIMED)
+    store.close()
+    db = sqlite3.connect(store.path)
+    db.execute("PRAGMA user_version = 9")
+    db.close()
+    with pytest.raises(StoreError, match=r"format 9.*update edgewise"):
+        Store(store.path)
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to have a header\n" * 9, b"{}"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"m\.sqlite"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE mine (x)")
+    db.commit()
+    db.close()
+    with pytest.raises(StoreError, match="another program"):
+        Store(path)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store(tmp_path)
+
+
+def test_a_store_made_before_a_metric_existed_gets_its_column(store: Store) -> None:
+    store.close()
+    db = sqlite3.connect(store.path)
+    db.execute("ALTER TABLE summary DROP COLUMN p95")
+    db.commit()
+    db.close()
+    with Store(store.path) as again:
+        again.add(TIMED)
+    assert sqlite3.connect(store.path).execute("SELECT p95 FROM summary").fetchone() == (0.004,)
+
+
+def test_an_entry_joins_what_was_measured_apart(store: Store) -> None:
+    time = Metric("train_time", "s", 90.0, n=1)
+    store.add(Measurement("l6", "", None, None, "none", "train", conditions={"seed": 0}, metrics=(time,)))
+    for measurement in (ANSWERED, COMPARED, TIMED, replace(TIMED, target=ONE_THREAD)):
+        store.add(measurement)
+    found = entries(store)
+    assert [e.target for e in found] == [TARGET, ONE_THREAD]
+    for entry in found:
+        assert set(entry.metrics) == {"train_time", "accuracy", "accuracy_drop", "p95"}
+        assert entry.status == "ok"
+    assert entries(store, digests=["sha256:other"]) == []
+    assert entries(store, inputs_digest="j") == []
+    assert entries(store, stage="confirm") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": replace(ONE_THREAD, run=replace(ONE_THREAD.run, max_length=32))},
+        {"target": replace(ONE_THREAD, run=replace(ONE_THREAD.run, batch_size=4))},
+        {"target": replace(ONE_THREAD, run=replace(ONE_THREAD.run, provider="cuda"))},
+        {"target": replace(ONE_THREAD, run=replace(ONE_THREAD.run, graph_optimization="basic"))},
+        {"target": replace(ONE_THREAD, device="pi")},
+        {"conditions": {**CONDITIONS, "fingerprint_digest": "sha256:other machine"}},
+        {"content_digest": "sha256:d"},
+        {"stage": "confirm"},
+    ],
+)
+def test_accuracy_of_another_setting_machine_or_bundle_does_not_join(store: Store, change: dict[str, object]) -> None:
+    store.add(TIMED)
+    store.add(replace(ANSWERED, **change))  # type: ignore[arg-type]
+    assert set(entries(store)[0].metrics) == {"p95"}
+
+
+def test_the_later_measurement_counts(store: Store) -> None:
+    store.add(replace(TIMED, status="failed", reason="killed", metrics=()))
+    assert [(e.status, e.reason) for e in entries(store)] == [("failed", "killed")]
+    store.add(TIMED)
+    assert [(e.status, e.reason) for e in entries(store)] == [("ok", "")]
+
+
+def test_failures_before_a_bundle_are_entries_until_mended(store: Store) -> None:
+    store.add(Measurement("bad", "", None, None, "none", "train", "failed", "loss is NaN"))
+    store.add(Measurement("l6", "int8-static", None, None, "none", "export", "failed", "no rows"))
+    assert [(e.key, e.reason) for e in entries(store)] == [("bad", "loss is NaN"), ("l6/int8-static", "no rows")]
+    store.add(Measurement("bad", "", None, None, "none", "train", conditions={"seed": 0}))
+    assert [e.key for e in entries(store)] == ["l6/int8-static"]
+
+
+def test_a_bundle_whose_accuracy_failed_is_a_failed_entry(store: Store) -> None:
+    store.add(TIMED)
+    store.add(replace(ANSWERED, status="failed", reason="it hung", metrics=()))
+    (entry,) = entries(store)
+    assert (entry.status, entry.reason) == ("failed", "accuracy: it hung")
