@@ -111,7 +111,7 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
 
 
 def _rows_words(splits: Splits) -> str:
-    parts = ", ".join(f"{len(splits.part(p))} {p}" for p in ("train", "val", "confirm"))  # type: ignore[arg-type]
+    parts = ", ".join(f"{len(splits.part(p))} {p}" for p in ("train", "val", "confirm"))
     left_out = f"; {splits.dropped} left out by the plan's rule" if splits.dropped else ""
     return f"  rows: {parts}; labels: {', '.join(splits.labels)}{left_out}"
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import DataError, PlanError
+from edgewise.errors import DataError, PlanError, need_extra
 from edgewise.progress import Reporter
 from edgewise.types import RECIPES, TASKS
 
@@ -117,8 +117,10 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
 def run_tune(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    import msgspec
-
+    try:
+        import msgspec
+    except ImportError as error:
+        raise need_extra("build", error) from error
     from edgewise.plan import TuneSpec
     from edgewise.sources import local_folder, weights_digest
     from edgewise.trainer import tune

@@ -6,14 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from edgewise.bundle import Bundle, Manifest, digest_content, list_files, read_bundle, write_manifest
 from edgewise.data import Row, digest_rows
-from edgewise.errors import BundleError, CheckpointError, EdgewiseError, UserError
+from edgewise.errors import BundleError, CheckpointError, EdgewiseError, UserError, need_extra
 from edgewise.exporter import checkpoint as checkpoints
 from edgewise.exporter import parity as proofs
 from edgewise.exporter.checkpoint import Checkpoint
@@ -98,9 +98,17 @@ def bundle_key(source: Checkpoint, recipe: Recipe, calibration: Sequence[Row], o
             "recipe": asdict(resolve_recipe(recipe)),
             "calibration": digest_rows(calibration),
             "opset": opset,
-            "tools": {name: version(name) for name in TOOLS},
+            "tools": tool_versions(),
         }
     )
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what makes a bundle. Raises MissingExtraError where one is not installed."""
+    try:
+        return {name: version(name) for name in TOOLS}
+    except PackageNotFoundError as error:
+        raise need_extra("build", error) from error
 
 
 def _finished(folder: Path, key: str) -> Bundle | None:
@@ -234,7 +242,7 @@ class _Job:
             content_digest=digest_content(values, files),
             graphs=(graph,),
             files=files,
-            versions={name: version(name) for name in TOOLS},
+            versions=tool_versions(),
             run=RunSettings(),
             **{"parity": {}, "golden": (), "loads_in": {}, **proof},
         )

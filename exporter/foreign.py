@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from edgewise.bundle import Bundle, Golden, Manifest, digest_content, list_files
 from edgewise.data import Row
 from edgewise.errors import BundleError, CheckpointError
 from edgewise.exporter import checkpoint as checkpoints
-from edgewise.exporter.build import TOOLS
+from edgewise.exporter.build import tool_versions
 from edgewise.exporter.graphs import read_graph
 from edgewise.exporter.parity import FALLBACK_TEXTS, GOLDEN_ROWS
 from edgewise.files import digest_json, new_folder, sha256_file
@@ -44,7 +43,7 @@ def import_onnx(
         raise CheckpointError(f"{folder}: this version of edgewise takes text-classification, not {task}")
     graph = find_graph(folder)
     config = _config(folder, labels)
-    key = digest_json({"graph": sha256_file(graph), "config": config, "tools": {t: version(t) for t in TOOLS}})
+    key = digest_json({"graph": sha256_file(graph), "config": config, "tools": tool_versions()})
     if (found := _finished(target, key)) is not None:
         return found
     with new_folder(target) as work:
@@ -138,7 +137,7 @@ def _manifest(
         golden=tuple(golden),
         loads_in={},
         files=files,
-        versions={name: version(name) for name in TOOLS},
+        versions=tool_versions(),
     )
 
 

@@ -210,7 +210,7 @@ def test_unknown_and_doubled_recipes(tuned: Path, tmp_path: Path) -> None:
 def test_full_disk_is_said_before_the_work(tuned: Path, tmp_path: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(NoSpaceError, match="1 MB free, .* MB needed"):
+    with pytest.raises(NoSpaceError, match=r"1 MB free, .* MB needed"):
         export(tuned, ["fp32"], out=tmp_path / "out")
 
 
