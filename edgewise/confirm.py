@@ -32,7 +32,7 @@ class Confirmer:
 
     def choose(self, device: str) -> Selection:
         """The confirmed choice for one device, or none; every try is kept in `confirmed`."""
-        from edgewise.selector import select
+        from edgewise.selector import select, with_confirmed
 
         entries = self._entries(device)
         pairing = Pairing(self.store, self.plan.targets)
@@ -49,12 +49,12 @@ class Confirmer:
                 device=device,
             )
             if selection.chosen is None:
-                return replace(selection, confirmed=tuple(tries))
+                return with_confirmed(selection, tuple(tries))
             tried = self._confirm(selection.chosen)
             tries.append(tried)
             self.say.say(f"  confirm {tried.key}: {tried.reason}")
             if tried.passed:
-                return replace(selection, confirmed=tuple(tries))
+                return with_confirmed(selection, tuple(tries))
             excluded |= self._same_failure(tried, selection)
 
     def _entries(self, device: str) -> list[Entry]:
@@ -99,11 +99,10 @@ class Confirmer:
         assert entry.target is not None
         plan, rows = self.plan, self.splits.confirm
         subject = self.subjects[entry.candidate, entry.recipe]
-        references = {b.relative_to for b in plan.budgets if b.relative_to}
-        compared = [s for (c, r), s in self.subjects.items() if c == entry.candidate and r in references]
+        compared = [s for (c, r), s in self.subjects.items() if c == entry.candidate and r == plan.reference]
         measure_accuracy(
             list(dict.fromkeys([*compared, subject])), [entry.target], rows, store=self.store, devices=plan.devices,
-            level=plan.confidence, stage="confirm", progress=self.say.update,
+            level=plan.confidence, stage="confirm", reference=plan.reference, progress=self.say.update,
         )  # fmt: skip
         measure_latency(
             [subject], [entry.target], rows, store=self.store, devices=plan.devices, spec=plan.profile,

@@ -161,6 +161,11 @@ class Plan:
     confidence: float
     profile: ProfileSpec
 
+    @property
+    def reference(self) -> str:
+        """The recipe that drops are measured against."""
+        return next((b.relative_to for b in self.budgets if b.relative_to), "fp32")
+
     def resolve(self, path: str) -> Path:
         """A path of the plan: relative to the plan's folder, else to the working directory."""
         given = Path(path).expanduser()
@@ -343,6 +348,13 @@ def looks_like_path(source: str) -> bool:
 def _check_reference(plan: Plan, at: Places) -> None:
     for budget in plan.budgets:
         reference = budget.relative_to
+        if reference is not None and reference != plan.reference:
+            raise at.error(
+                f"{budget.metric} is measured against {reference!r}, another budget against {plan.reference!r}: "
+                f"a plan has one reference recipe",
+                "budgets",
+                budget.metric,
+            )
         if reference is not None and reference not in [recipe.name for recipe in plan.recipes]:
             raise at.error(
                 f"{budget.metric} is measured against recipe {reference!r}, which is not among the plan's recipes: "

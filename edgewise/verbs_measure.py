@@ -173,11 +173,8 @@ def _on_device(found: Sequence[Any], device: str) -> list[Any]:
 def print_selections(selections: Sequence[Selection]) -> None:
     """The choice and the table of each device, 80 columns wide."""
     from edgewise.selector import near_misses, ranking_table
-    from edgewise.selector.table import wrap
 
     for selection in selections:
-        print()
-        print("\n".join(wrap(selection.sentence, 80)))
         print()
         print(ranking_table(selection) if selection.chosen else near_misses(selection))
 
