@@ -1,0 +1,63 @@
+"""Write the README's 'Measured' section from the committed results, so that its numbers are theirs.
+
+python benchmarks/readme_table.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+START, END = "<!-- measured: benchmarks/readme_table.py writes this -->", "<!-- end -->"
+
+
+def section() -> str:
+    """The text between the marks."""
+    startup, overhead = _read("startup"), _read("overhead")
+    machine = startup["conditions"]["machine"]
+    versions = startup["conditions"]["versions"]
+    lines = [
+        f"On {machine['cpu']} ({', '.join(machine['flags'])}), {machine['logical_cores']} cores, shared and noisy; "
+        f"onnxruntime {versions['onnxruntime']}; MiniLM {startup['conditions']['bundle']['recipe']}, "
+        f"{startup['conditions']['bundle']['size'] / 1e6:.1f} MB. Medians of {startup['rounds']} fresh processes each, "
+        f"interleaved, with their range.",
+        "",
+        "| cold process to the first answer | time | peak RSS | time, edgewise / peer | memory, edgewise / peer |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in startup["peers"].items():
+        s, m = found["seconds"], found["peak_rss_mb"]
+        ratio = startup["ratios"].get(f"edgewise run / {name}")
+        time = f"{ratio['seconds']['median']:.3f}" if ratio else ""
+        memory = f"{ratio['peak_rss']['median']:.3f}" if ratio else ""
+        cells = [name, f"{s['median']:.2f} s ({s['min']:.2f}–{s['max']:.2f})", f"{m['median']:.0f} MB", time, memory]
+        lines.append(f"| {' | '.join(cells)} |")
+    ratio = overhead["edgewise / by hand"]
+    texts = overhead["conditions"]["texts"]
+    lines += [
+        "",
+        f"One call at batch 1 takes {ratio['median']:.3f} times what tokenizer + `session.run` take by hand "
+        f"({ratio['min']:.3f}–{ratio['max']:.3f}; {texts} reviews in each of several processes, one thread).",
+        "",
+        "`python benchmarks/startup.py BUNDLE` and `python benchmarks/overhead.py BUNDLE` measure this again; "
+        "their results with all conditions are in [benchmarks/results](benchmarks/results).",
+    ]
+    return "\n".join(lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
+    README.write_text(pattern.sub(f"{START}\n{section()}\n{END}", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
