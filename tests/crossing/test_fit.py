@@ -99,7 +99,8 @@ def test_the_run_folder_holds_the_answer(finished: Path) -> None:
 def test_the_chosen_bundle_answers_with_its_run_settings(finished: Path) -> None:
     chosen = finished / "run" / "chosen"
     manifest = read_bundle(chosen).manifest
-    told = json.loads((finished / "run" / "selection.json").read_text())["devices"][0]["chosen"]["entry"]
+    verdicts = json.loads((finished / "run" / "selection.json").read_text())["devices"][0]["verdicts"]
+    (told,) = [v["entry"] for v in verdicts if v["rank"] == 1]
     assert manifest.content_digest == told["content_digest"]
     assert manifest.run.max_length == told["target"]["run"]["max_length"]
     assert manifest.chosen is not None
