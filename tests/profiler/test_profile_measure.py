@@ -283,7 +283,13 @@ with Store(sys.argv[1]) as store:
 
 
 def _start(store: Path, bundle: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", RUN, store, bundle], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, store, bundle],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Started in the background, a shell's children ignore SIGINT; a user at a terminal has it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def _wait_for_round(process: subprocess.Popen[str], number: str) -> None:
