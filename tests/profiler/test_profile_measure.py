@@ -288,7 +288,7 @@ def _start(store: Path, bundle: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         # Started in the background, a shell's children ignore SIGINT; a user at a terminal has it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # one thread starts it
     )
 
 
