@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgewise.data import PARTS
 from edgewise.errors import EdgewiseError
 from edgewise.files import digest_json, sweep_partials
 from edgewise.progress import Reporter
@@ -78,7 +79,7 @@ def fit(
 
 def plan_key(plan: Plan, splits: Splits) -> str:
     """Hash of what a run's answer depends on: the plan, the rows, the tools."""
-    from edgewise.data import PARTS, digest_rows
+    from edgewise.data import digest_rows
     from edgewise.exporter.build import TOOLS
 
     return digest_json(
@@ -111,7 +112,7 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
 
 
 def _rows_words(splits: Splits) -> str:
-    parts = ", ".join(f"{len(splits.part(p))} {p}" for p in ("train", "val", "confirm"))
+    parts = ", ".join(f"{len(splits.part(p))} {p}" for p in PARTS)
     left_out = f"; {splits.dropped} left out by the plan's rule" if splits.dropped else ""
     return f"  rows: {parts}; labels: {', '.join(splits.labels)}{left_out}"
 
@@ -136,7 +137,7 @@ class _Fit:
             subjects = self._make_bundles(store)
             self._measure(store, subjects)
             selections = self._select(store, subjects)
-            chosen = self._write_chosen(selections, subjects)
+            chosen = self._write_chosen(store, selections, subjects)
             self._write_results(store, selections, chosen)
         if not self.keep:
             self._prune()
@@ -291,8 +292,15 @@ class _Fit:
 
     # ---- results
 
-    def _write_chosen(self, selections: Sequence[Selection], subjects: Sequence[Subject]) -> dict[str, Path]:
-        from edgewise.results import write_chosen
+    def _write_chosen(
+        self, store: Store, selections: Sequence[Selection], subjects: Sequence[Subject]
+    ) -> dict[str, Path]:
+        from edgewise.results import machines_of, write_chosen
+
+        machines = machines_of(store.measurements())
+        source = self.plan.data.path or self.plan.data.dataset
+        counts = ", ".join(f"{len(self.splits.part(p))} {p}" for p in PARTS)
+        data = f"{source}, {counts} rows, split by a hash of the text"
 
         by_digest = {s.bundle.digest: s.bundle for s in subjects}
         chosen = {}
@@ -300,7 +308,8 @@ class _Fit:
             path = self.folder.chosen(selection.device, len(selections))
             shutil.rmtree(path, ignore_errors=True)  # of an earlier plan: it must not outlive its selection
             if selection.chosen is not None and selection.chosen.entry.content_digest is not None:
-                write_chosen(by_digest[selection.chosen.entry.content_digest], selection, path)
+                bundle = by_digest[selection.chosen.entry.content_digest]
+                write_chosen(bundle, selection, path, machine=machines.get(selection.device), data=data)
                 chosen[selection.device] = path
         return chosen
 

@@ -26,8 +26,13 @@ _SAMPLES = 400
 """Calls an entry that the report draws."""
 
 
-def write_chosen(bundle: Bundle, selection: Selection, path: Path) -> Bundle:
-    """Copy the chosen bundle to `path` with its run settings, the reason, and a model card."""
+def write_chosen(
+    bundle: Bundle, selection: Selection, path: Path, *, machine: Mapping[str, Any] | None = None, data: str = ""
+) -> Bundle:
+    """Copy the chosen bundle to `path` with its run settings, the reason, and a model card.
+
+    machine: fingerprint of the device. data: one sentence on the rows.
+    """
     from edgewise.selector import model_card
 
     assert selection.chosen is not None
@@ -44,7 +49,7 @@ def write_chosen(bundle: Bundle, selection: Selection, path: Path) -> Bundle:
             "objective": list(selection.objective),
         }
         written = with_run(Bundle(folder, bundle.manifest), verdict.entry.target.run, why)
-        write_text(folder / CARD, model_card(written.manifest, selection))
+        write_text(folder / CARD, model_card(written.manifest, selection, machine=machine, data=data))
     return read_bundle(path)
 
 
@@ -95,7 +100,7 @@ def report_data(
         versions={name: found for name in _TOOLS if (found := _version(name))},
         selections=tuple(selections),
         measurements=measurements,
-        machines=_machines(measurements),
+        machines=machines_of(measurements),
         training=_training(measurements),
         changed=tuple(_changed(store, measurements, texts or {}, labels)),
         samples=_samples(store, measurements, entries),
@@ -110,7 +115,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machines(measurements: Sequence[Measurement]) -> dict[str, Mapping[str, Any]]:
+def machines_of(measurements: Sequence[Measurement]) -> dict[str, Mapping[str, Any]]:
     """Device -> fingerprint; a device that changed in between stands here once for each."""
     found: dict[str, Mapping[str, Any]] = {}
     for m in measurements:

@@ -30,7 +30,8 @@ def model_card(
     machine: fingerprint of the device. license and language: left out unless known. data: one sentence on the rows
     that trained and tested it. Texts of the rows never stand in the card.
     """
-    name = f"{manifest.source.get('candidate', manifest.family)}/{manifest.recipe.name}"
+    recipe = manifest.source.get("recipe", manifest.recipe.name)
+    name = f"{manifest.source.get('candidate', manifest.family)}/{recipe}"
     lines = [
         *_front_matter(manifest, license, language),
         f"# {escape(str(name))}",
@@ -134,7 +135,13 @@ def _number(selection: Selection, name: str) -> list[str]:
     words = f"{shown.text} estimated" if shown.kind == "estimated" else shown.text
     bounds = f"{shown.small} (each end at {percent(metric.level)})" if shown.small and metric.level else shown.small
     sample = f"{metric.n:,}" if metric.n else "-"
-    return [escape(views.name_of(name)), escape(words), escape(bounds or "-"), sample, views.source(selection, name)]
+    return [
+        escape(views.name_of(name)),
+        escape(words),
+        escape(bounds or shown.why or "-"),
+        sample,
+        views.source(selection, name),
+    ]
 
 
 def _where(selection: Selection, machine: Mapping[str, Any] | None) -> list[str]:

@@ -171,7 +171,7 @@ def sentence_chosen(
             numbers.append(f"{name} {show(metric.value, metric.unit)}")
     kept = _all_of(budgets)
     count = sum(v.feasible for v in verdicts)
-    tail = f", as {count - 1:,} of {len(verdicts) - 1:,} others do" if len(verdicts) > 1 and budgets else ""
+    tail = _like_others(count - 1, len(verdicts) - 1) if budgets else ""
     with_numbers = f": {', '.join(numbers)}" if numbers else ""
     holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
     run = f" with {entry.target.run.text()}" if entry.target else ""
@@ -181,6 +181,15 @@ def sentence_chosen(
 
 def _on(device: str) -> str:
     return "Here" if device == "here" else f"On {device}"
+
+
+def _like_others(count: int, others: int) -> str:
+    """', as 3 of the 47 others do'."""
+    if not others:
+        return ""
+    if not count:
+        return f"; none of the {others:,} others does" if others > 1 else "; the other one does not"
+    return f", as {count:,} of the {others:,} others do" if others > 1 else ", as the other one does"
 
 
 def _all_of(budgets: Sequence[object]) -> str:
