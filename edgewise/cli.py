@@ -18,7 +18,9 @@ from edgewise.errors import EdgewiseError, PlanError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "fit": ("edgewise.verbs_build", "the whole pipeline: tune, export, measure, choose, report"),
-    "tune": ("edgewise.verbs_build", "fine-tune a pretrained model"),
+    "rank": ("edgewise.verbs_rank", "which pretrained model to start from: scores, then short trainings"),
+    "tune": ("edgewise.verbs_tune", "fine-tune a pretrained model, or the candidates of a plan"),
+    "pretrain": ("edgewise.verbs_pretrain", "pretrain a model on raw text or images"),
     "export": ("edgewise.verbs_build", "turn a fine-tuned model into bundles"),
     "profile": ("edgewise.verbs_measure", "measure bundles on this machine"),
     "select": ("edgewise.verbs_measure", "choose from a measurement store under budgets"),

@@ -1,106 +1,184 @@
-"""One definition of each quality metric, computed through `evaluate`, with scikit-learn behind it.
+"""One definition of each quality metric, for training, profiling and reports.
 
-accuracy and f1 are defined here, so that they need no network; 'hub:NAME' takes a metric of the hub.
+`score` gives values with their units, also by slice. The values come from scikit-learn, scipy, seqeval and sacreBLEU
+(see metric_scores.py), with no network; `load_metric` gives each as an `evaluate.Metric`, and 'hub:NAME' takes a metric
+of the hub. A user's own is 'my_metric.py:function'. docs/metrics.md has the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from edgewise.errors import DataError, nearest, need_extra
+from edgewise.errors import DataError, need_extra
+from edgewise.metric_evaluate import HUB, compute, hub_value, load_metric
+from edgewise.metric_inputs import DataKind, kind_of, named, read_inputs
+from edgewise.metric_scores import NoValueError
+from edgewise.metric_tables import table, unknown_metric
+from edgewise.metric_user import better_of, call_own, is_own, load_own
+from edgewise.slices import Slice
+from edgewise.types import Kind, Metric, ProblemType, Task
+from edgewise.units import METRICS, WORST, Better
 
-HUB = "hub:"
+__all__ = ["HUB", "Score", "SliceScore", "compute", "default_metrics", "known_metrics", "load_metric", "score"]
 
-
-@cache
-def _local_metrics() -> Mapping[str, Any]:
-    """Our `evaluate.Metric` classes, with the names and the arguments that the hub's metrics have."""
-    try:
-        import datasets
-        import evaluate
-        import sklearn.metrics
-    except ImportError as error:
-        raise need_extra("profile", error) from error
-
-    def info(description: str) -> Any:
-        features = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
-        return evaluate.MetricInfo(description=description, citation="", features=features)
-
-    class Accuracy(evaluate.Metric):
-        def _info(self) -> Any:
-            return info("Share of rows answered with their label.")
-
-        def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-            return {"accuracy": float(sklearn.metrics.accuracy_score(references, predictions))}
-
-    class F1(evaluate.Metric):
-        def _info(self) -> Any:
-            return info("Harmonic mean of precision and recall.")
-
-        def _compute(
-            self, predictions: Sequence[int], references: Sequence[int], average: str = "binary", pos_label: int = 1
-        ) -> dict[str, float]:
-            # zero_division: a class that is neither predicted nor right in any row has an F1 of 0, not a warning
-            value = sklearn.metrics.f1_score(
-                references, predictions, average=average, pos_label=pos_label, zero_division=0.0
-            )
-            return {"f1": float(value)}
-
-    return {"accuracy": Accuracy, "f1": F1}
+SMALLEST_SLICE = 20
+"""Rows: a slice with fewer is shown, but is never the worst one; its value is mostly chance."""
 
 
-def load_metric(name: str) -> Any:
-    """An `evaluate.Metric`: 'accuracy' or 'f1' as defined here, or 'hub:NAME' from the hub (or a local folder).
+@dataclass(frozen=True)
+class SliceScore:
+    """A metric on one slice of the rows."""
 
-    Raises DataError for an unknown name, or where the hub cannot give the metric.
+    by: str
+    """The column, 'length' or 'class'."""
+    slice: str
+    """What the rows of the slice share."""
+    value: float | None
+    n: int
+    """Rows."""
+    why: str = ""
+    """Why there is no value."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric on a set of rows."""
+
+    name: str
+    value: float | None
+    """None when kind is unavailable; never NaN or infinite."""
+    unit: str
+    """Canonical, as in edgewise.units."""
+    better: Better
+    n: int
+    """Rows behind the value."""
+    kind: Kind = "measured"
+    why: str = ""
+    """Why it is unavailable."""
+    method: str = ""
+    """What the value rests on, for example sacreBLEU's signature, or the name of the worst slice."""
+    slices: tuple[SliceScore, ...] = ()
+
+    def as_metric(self) -> Metric:
+        """As measurements keep it, without bounds."""
+        return Metric(self.name, self.unit, self.value, method=self.method, n=self.n, kind=self.kind, why=self.why)
+
+
+def default_metrics(task: Task, problem_type: ProblemType | None = None) -> tuple[str, ...]:
+    """The metrics of a task, the one to choose by first. Raises DataError for a task that has none."""
+    by_kind: dict[DataKind, tuple[str, ...]] = {
+        "class": ("accuracy", "f1"),
+        "multi": ("f1", "f1_micro", "accuracy"),
+        "number": ("pearson", "spearman", "mse", "mae"),
+        "tags": ("f1", "precision", "recall", "accuracy"),
+        "text": ("bleu", "exact_match", "char_error"),
+        "logprob": ("perplexity",),
+    }
+    return by_kind[kind_of(task, problem_type)]
+
+
+def score(
+    names: Sequence[str],
+    predictions: Sequence[Any],
+    references: Sequence[Any] | None,
+    *,
+    task: Task,
+    labels: Sequence[str] = (),
+    problem_type: ProblemType | None = None,
+    slices: Sequence[Slice] = (),
+    smallest: int = SMALLEST_SLICE,
+) -> dict[str, Score]:
+    """Metrics of predictions against references, by name, in the order of `names`.
+
+    names: as in `known_metrics`, 'hub:NAME', or 'file.py:function' (a function that returns a dict gives one score an
+    entry, 'file.py:function/KEY'). predictions, references: see edgewise.metric_inputs; of language modelling, pairs
+    (sum of log-probabilities, tokens), and no references. labels: in the order of the model's outputs.
+    slices: see edgewise.slices. Each score then has a value a slice, and a score 'worst_slice_NAME' follows it: the
+    worst value among the slices of at least `smallest` rows.
+
+    A metric without a value on these rows (a correlation of a constant) is unavailable, and says why.
+    Raises DataError for an unknown name, no rows, or input that does not fit the task.
     """
+    kind = kind_of(task, problem_type)
+    given, right = read_inputs(kind, predictions, references, labels)
+    found: dict[str, Score] = {}
+    for name in names:
+        base = name.removeprefix(WORST)
+        if base != name and not slices:
+            raise DataError(f"{name!r} needs slices: give columns of the data, 'length' or 'class'")
+        for one in _measured(base, kind, given, right, labels):
+            parts = tuple(_on_slice(one.name, base, s, kind, (given, right), labels) for s in slices)
+            found[one.name] = replace(one, slices=parts)
+            if slices:
+                found[WORST + one.name] = _worst(found[one.name], smallest)
+    return found
+
+
+def known_metrics(task: Task, problem_type: ProblemType | None = None, labels: int = 2) -> tuple[str, ...]:
+    """The names that a task has, beside 'hub:NAME' and 'file.py:function'."""
+    return tuple(table(kind_of(task, problem_type), labels))
+
+
+def _measured(
+    name: str, kind: DataKind, given: list[Any], right: list[Any], labels: Sequence[str]
+) -> tuple[Score, ...]:
+    """The scores of one name; more than one only where a user's own function returns a dict."""
+    if is_own(name):
+        function = load_own(name)
+        values = call_own(name, function, named(kind, given, labels), named(kind, right, labels))
+        blank = Score(name, None, "number", better_of(function, name), len(given), method="the user's own")
+        return tuple(
+            _filled(replace(blank, name=f"{name}/{key}" if key else name), partial(float, value))
+            for key, value in values.items()
+        )
     if name.startswith(HUB):
-        return _hub_metric(name.removeprefix(HUB))
-    local = _local_metrics()
-    if name not in local:
-        raise DataError(f"unknown metric {name!r}: {nearest(name, tuple(local))}; one of the hub is 'hub:{name}'")
-    return local[name](keep_in_memory=True)
+        blank = Score(name, None, "number", "higher", len(given), method="of the hub")
+        return (_filled(blank, lambda: hub_value(name, given, right, labels)),)
+    functions = table(kind, len(labels))
+    if name not in functions:
+        raise DataError(unknown_metric(name, tuple(functions)))
+    known = METRICS[name]
+    blank = Score(name, None, known.unit, known.better, len(given))
+    return (_filled(blank, lambda: functions[name](given, right)),)
 
 
-def _hub_metric(name: str) -> Any:
+def _filled(blank: Score, value: Callable[[], float | tuple[float, str]]) -> Score:
+    """`blank` with its value, or with the reason why there is none."""
     try:
-        import evaluate
+        found = value()
+    except NoValueError as error:
+        return replace(blank, kind="unavailable", why=str(error))
     except ImportError as error:
         raise need_extra("profile", error) from error
-    try:
-        return evaluate.load(name)
-    except Exception as error:  # its kinds of error differ between releases
-        raise DataError(f"metric {name!r} cannot be loaded from the hub: {type(error).__name__}: {error}") from error
+    number, method = found if isinstance(found, tuple) else (found, blank.method)
+    if not math.isfinite(number):
+        return replace(blank, kind="unavailable", why=f"the value is {number}, no finite number")
+    return replace(blank, value=number, method=method)
 
 
-def compute(
-    names: Sequence[str], predictions: Sequence[int], references: Sequence[int], labels: Sequence[str]
-) -> dict[str, float]:
-    """Metrics of answers against labels, both given as indices into `labels`.
-
-    accuracy: share of equal pairs. f1: with two labels that of labels[1]; with more the unweighted mean over the
-    classes that stand in the predictions or in the references; 0 where there is nothing to divide by.
-
-    Raises DataError for no rows, lengths that differ, or an index outside `labels`.
-    """
-    if len(predictions) != len(references):
-        raise DataError(f"{len(predictions)} predictions for {len(references)} references; expected one each")
-    if len(predictions) == 0:
-        raise DataError("no predictions: a metric needs at least one row")
-    for what, values in (("prediction", predictions), ("reference", references)):
-        for row, value in enumerate(values):
-            if not 0 <= value < len(labels):
-                raise DataError(f"{what} {row} is {value}; expected an index of the {len(labels)} labels")
-    return {name: _value(name, predictions, references, labels) for name in names}
+def _on_slice(
+    name: str, base: str, part: Slice, kind: DataKind, sides: tuple[list[Any], list[Any]], labels: Sequence[str]
+) -> SliceScore:
+    if not part.rows:
+        return SliceScore(part.by, part.value, None, 0, "the slice has no rows")
+    if part.rows[-1] >= len(sides[0]):
+        raise DataError(f"slice {part.name!r} names row {part.rows[-1]}; there are {len(sides[0])} rows")
+    given, right = ([side[i] for i in part.rows] for side in sides)
+    found = next((s for s in _measured(base, kind, given, right, labels) if s.name == name), None)
+    value, why = (found.value, found.why) if found else (None, f"no {name!r} on this slice")
+    return SliceScore(part.by, part.value, value, len(part.rows), why)
 
 
-def _value(name: str, predictions: Sequence[int], references: Sequence[int], labels: Sequence[str]) -> float:
-    bare = name.removeprefix(HUB)
-    averaged = bare in ("f1", "precision", "recall")
-    options = {"average": "binary" if len(labels) == 2 else "macro"} if averaged else {}
-    found: Mapping[str, Any] = load_metric(name).compute(
-        predictions=[int(p) for p in predictions], references=[int(r) for r in references], **options
-    )
-    return float(found[bare] if bare in found else next(iter(found.values())))
+def _worst(whole: Score, smallest: int) -> Score:
+    blank = Score(WORST + whole.name, None, whole.unit, whole.better, 0)
+    able = [s for s in whole.slices if s.value is not None and s.n >= smallest]
+    if not able:
+        why = f"none of {len(whole.slices)} slices has a value and {smallest} rows"
+        return replace(blank, kind="unavailable", why=why)
+    pick = min if whole.better == "higher" else max
+    worst = pick(able, key=lambda s: s.value or 0.0)
+    return replace(blank, value=worst.value, n=worst.n, method=f"{worst.by} = {worst.slice}, the worst of {len(able)}")

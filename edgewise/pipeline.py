@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise.data import PARTS
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, PlanError
 from edgewise.files import digest_json, sweep_partials
 from edgewise.progress import Reporter
 from edgewise.rundir import RunFolder
@@ -64,6 +64,7 @@ def fit(
     from edgewise.plan import read_plan
 
     plan = read_plan(plan) if isinstance(plan, str | Path) else plan
+    check_task(plan)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / plan.path.stem)
     with folder.locked():
         say = reporter or Reporter(folder.log)
@@ -75,6 +76,16 @@ def fit(
             say.say(f"this plan was finished before: nothing to do (remove {folder.path} to start anew)")
             return done
         return _Fit(plan, folder, splits, say, key, keep).run()
+
+
+def check_task(plan: Plan) -> None:
+    """Raise PlanError for a task that `fit` does not choose models for."""
+    if plan.task != "text-classification" or plan.data.problem_type != "single_label_classification":
+        what = plan.task if plan.task != "text-classification" else plan.data.problem_type
+        raise PlanError(
+            f"{plan.path}: `edgewise fit` chooses among models of text-classification with one label a text, not "
+            f"{what}; `edgewise tune {plan.path}` trains and evaluates them"
+        )
 
 
 def plan_key(plan: Plan, splits: Splits) -> str:
@@ -188,25 +199,23 @@ class _Fit:
 
     def _checkpoint(self, candidate: CandidateSpec) -> Path:
         """The fine-tuned folder of a candidate: trained now, found finished, or given."""
-        from edgewise.plan import TuneSpec
-        from edgewise.sources import local_folder, weights_digest
+        from edgewise.sources import local_folder
+        from edgewise.training import needs_training, train_candidate
 
-        assert candidate.from_ is not None
-        source = local_folder(candidate.from_, self.plan.resolve)
-        if not isinstance(candidate.tune, TuneSpec) or candidate.tune.strategy == "none":
-            return source
-        from edgewise.trainer import tune
-
+        if not needs_training(candidate):
+            assert candidate.from_ is not None
+            return local_folder(candidate.from_, self.plan.resolve)
         with self.say.step(f"tune {candidate.name}"):
-            done = tune(
-                source,
-                self.splits.train,
-                self.splits.labels,
-                candidate.tune,
-                out=self.folder.checkpoints / candidate.name,
-                source_digest=weights_digest(source),
+            done = train_candidate(
+                self.plan,
+                candidate,
+                self.splits,
+                self.folder.checkpoints / candidate.name,
+                finished={name: result.path for name, result in self.trained.items()},
                 progress=self.say.update,
             )
+        for warning in done.warnings:
+            self.say.say(f"  {candidate.name}: {warning}")
         self.trained[candidate.name] = done
         return done.path
 

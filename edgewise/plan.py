@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from edgewise.assets import find_asset
-from edgewise.errors import DataError, PlanError, nearest, need_extra
-from edgewise.types import Budget, Device, Provider, Recipe, RunSettings, Target, Task
+from edgewise.errors import PlanError, nearest, need_extra
+from edgewise.types import TRAINED_TASKS, Budget, Device, Provider, Recipe, RunSettings, Target, Task
 from edgewise.units import check_metric, parse_limit
 
 try:
@@ -20,50 +19,20 @@ try:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    from edgewise.data_spec import DataSpec, LabelRule, Whole, asset_known, check_data
     from edgewise.places import Places
 except ImportError as error:
     raise need_extra("profile", error) from error
 
-Whole = Annotated[int, Meta(ge=1)]
+__all__ = [
+    "CandidateSpec", "DataSpec", "DeviceSpec", "LabelRule", "Plan", "ProfileSpec", "RunGrid", "Strategy", "TuneSpec",
+    "Whole", "looks_like_path", "read_plan",
+]  # fmt: skip
+
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Strategy = Literal["full", "lora", "none"]
-PART_NAMES = ("train", "val", "confirm")
-
-
-class LabelRule(Struct, frozen=True, forbid_unknown_fields=True):
-    """A two-class label made from a number: is it above a threshold?"""
-
-    column: str
-    above: float
-    drop: tuple[float, ...] = ()
-    """Rows with these numbers are left out."""
-    names: tuple[str, str] = ("negative", "positive")
-
-
-class DataSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the rows come from, which columns hold what, and how they are split."""
-
-    path: str | None = None
-    """A CSV, TSV, JSON Lines or Parquet file, or asset:NAME."""
-    dataset: str | None = None
-    """A dataset id as `datasets.load_dataset` takes it."""
-    config: str | None = None
-    """The dataset's configuration."""
-    text: str = "text"
-    text_pair: str | None = None
-    label: str | LabelRule = "label"
-    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
-    """By the file's ending, unless given."""
-    columns: tuple[str, ...] | None = None
-    """Names of the columns of a CSV or TSV file that has no header."""
-    quoting: bool = True
-    """False: a quotation mark is a character like any other."""
-    split: dict[str, float | str] = field(default_factory=lambda: {"train": 0.7, "val": 0.15, "confirm": 0.15})
-    """Shares by a hash of the text, or names of the dataset's own splits."""
-    rows: dict[str, Whole] = field(default_factory=dict)
-    """At most so many rows of a part."""
+Strategy = Literal["full", "ffn", "prompt", "lora", "none"]
 
 
 class TuneSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,15 +41,29 @@ class TuneSpec(Struct, frozen=True, forbid_unknown_fields=True):
     strategy: Strategy = "full"
     epochs: Annotated[float, Meta(gt=0)] = 2
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    """By strategy unless given: 5e-5 full, 5e-4 LoRA."""
+    """By strategy unless given: 5e-5 full, 1e-4 feed-forward only, 5e-4 LoRA, 1e-2 prompt."""
     batch_size: Whole = 32
     max_length: Annotated[int, Meta(ge=3)] = 64
     warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     keep_layers: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] | None = None
-    """Depth cut before training: the encoder layers that stay."""
+    """Depth cut before training: the layers that stay, of the encoder and, where there is one, of the decoder."""
     lora_rank: Whole = 8
+    prompt_tokens: Whole = 16
+    """Virtual tokens of prompt tuning."""
+    teacher: str | None = None
+    """A larger candidate of the plan (or a tuned folder) whose answers are learned beside the labels."""
+    temperature: Annotated[float, Meta(gt=0)] = 2.0
+    """Of distillation."""
+    teacher_weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Share of the teacher's answers in the loss; the labels have the rest."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Meta(gt=0)]] | None = None
+    """Weights of the classes in the loss; balanced: rows / (classes x rows of the class)."""
+    early_stopping: Whole | None = None
+    """Stop when the val metric has not improved for so many epochs, and keep the best epoch."""
+    metric: str | None = None
+    """The val metric, the task's own unless given: a name of edgewise.metrics, 'hub:NAME' or 'file.py:function'."""
     seed: Seed = 0
     seeds: tuple[Seed, ...] | None = None
     """One candidate a seed, named NAME-sN."""
@@ -240,79 +223,22 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         profile=parsed.profile,
     )
     _check_task(plan, at)
-    _check_data(plan, at)
-    _check_split(plan.data, at)
+    _check_teachers(parsed, plan, at)
+    check_data(plan, at)
     _check_sources(parsed, plan, at)
     _check_reference(plan, at)
     return plan
 
 
 def _check_task(plan: Plan, at: Places) -> None:
-    if plan.task != "text-classification":
-        raise at.error(f"task is {plan.task!r}; `fit` knows text-classification", "task")
+    if plan.task not in TRAINED_TASKS:
+        raise at.error(f"task is {plan.task!r}; expected {', '.join(TRAINED_TASKS)}", "task")
     if plan.profile.max_rounds < plan.profile.min_rounds:
         raise at.error(
             f"max_rounds is {plan.profile.max_rounds}; expected at least min_rounds, {plan.profile.min_rounds}",
             "profile",
             "max_rounds",
         )
-
-
-def _check_data(plan: Plan, at: Places) -> None:
-    data = plan.data
-    if (data.path is None) == (data.dataset is None):
-        raise at.error("expected either path (a file) or dataset (a dataset id)", "data")
-    if data.path and not _asset_known(data.path, at, "data", "path") and not plan.resolve(data.path).is_file():
-        raise at.error(f"path is {data.path!r}; no such file (looked in {file_folder(plan)} too)", "data", "path")
-    rule = data.label if isinstance(data.label, LabelRule) else None
-    if rule and rule.names[0] == rule.names[1]:
-        raise at.error(f"names are {list(rule.names)}; the two must differ", "data", "label", "names")
-    if data.columns is not None:
-        at.unique(data.columns, "column", "data", "columns")
-        label = ("label", "column") if rule else ("label",)
-        used = {("text",): data.text, ("text_pair",): data.text_pair, label: rule.column if rule else data.label}
-        for keys, column in used.items():
-            if isinstance(column, str) and column not in data.columns:
-                raise at.error(f"column {column!r} is not in columns: {nearest(column, data.columns)}", "data", *keys)
-
-
-def _check_split(data: DataSpec, at: Places) -> None:
-    if set(data.split) != set(PART_NAMES):
-        raise at.error(f"split has {sorted(data.split)}; expected train, val and confirm", "data", "split")
-    shares = [s for s in data.split.values() if not isinstance(s, str)]
-    if len(shares) not in (0, 3) or (shares and (abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0)):
-        raise at.error(
-            f"split is {dict(data.split)}; expected three shares above 0 that add up to 1, or three split names",
-            "data",
-            "split",
-        )
-    if not shares and data.dataset is None:
-        raise at.error("split names the splits of a dataset id; a file is split by shares", "data", "split")
-    if len(set(data.split.values())) < 3 and not shares:
-        raise at.error(
-            f"split is {dict(data.split)}; the three must differ, for example train[:80%] and train[80%:]",
-            "data",
-            "split",
-        )
-    for part in data.rows:
-        if part not in PART_NAMES:
-            raise at.error(f"unknown part {part!r}: {nearest(part, PART_NAMES)}", "data", "rows", part)
-
-
-def _asset_known(source: str, at: Places, *keys: str | int) -> bool:
-    """False for what is no asset:NAME; raises where the name is unknown."""
-    if not source.startswith("asset:"):
-        return False
-    try:
-        find_asset(source.removeprefix("asset:"))
-    except DataError as error:
-        raise at.error(str(error), *keys) from error
-    return True
-
-
-def file_folder(plan: Plan) -> Path:
-    """The folder that the plan's relative paths start from."""
-    return plan.path.parent
 
 
 def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:
@@ -331,7 +257,7 @@ def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:
                 )
         elif (
             candidate.from_ is not None
-            and not _asset_known(candidate.from_, at, *here, "from")
+            and not asset_known(candidate.from_, at, *here, "from")
             and looks_like_path(candidate.from_)
             and not plan.resolve(candidate.from_).is_dir()
         ):
@@ -343,6 +269,25 @@ def looks_like_path(source: str) -> bool:
     return not source.startswith("asset:") and (
         source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists() or "\\" in source
     )
+
+
+def _check_teachers(parsed: _PlanFile, plan: Plan, at: Places) -> None:
+    """A teacher is trained before its student: a candidate that stands above it, or a folder."""
+    above: set[str] = set()
+    names = {c.name for c in plan.candidates}
+    for i, candidate in enumerate(parsed.candidates):
+        tune = candidate.tune if isinstance(candidate.tune, TuneSpec) else None
+        teacher = tune.teacher if tune else None
+        if teacher is not None and teacher not in above:
+            here = ("candidates", i, "tune", "teacher")
+            if teacher in names:
+                raise at.error(
+                    f"teacher is {teacher!r}, which does not stand above {candidate.name!r}: move it up", *here
+                )
+            if not plan.resolve(teacher).is_dir():
+                known = nearest(teacher, sorted(above)) if above else "no candidate stands above it"
+                raise at.error(f"teacher is {teacher!r}; no such candidate or folder: {known}", *here)
+        above |= {candidate.name} if not (tune and tune.seeds) else {f"{candidate.name}-s{s}" for s in tune.seeds}
 
 
 def _check_reference(plan: Plan, at: Places) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+Progress = Callable[[int, int, str], None]
+"""progress(done, total, what): how long work tells how far it is; total may grow."""
 _EVERY_SECONDS = 15.0
 """Between two plain lines of one step."""
 

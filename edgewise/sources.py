@@ -20,17 +20,19 @@ TOKENIZER_SOURCES = (
     "tokenizer.model",
 )
 """Files of which a model folder needs one, for its tokenizer to load."""
+PROCESSOR = "preprocessor_config.json"
+"""What a model of images has in the place of a tokenizer."""
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise CheckpointError unless the folder has a config and a tokenizer."""
+    """Raise CheckpointError unless the folder has a config, and a tokenizer or an image processor."""
     if not (path / "config.json").is_file():
         what = "no such folder" if not path.exists() else "it has no config.json"
         raise CheckpointError(f"{path} is no checkpoint: {what}; expected a folder that save_pretrained wrote")
-    if not any((path / name).is_file() for name in TOKENIZER_SOURCES):
+    if not any((path / name).is_file() for name in (*TOKENIZER_SOURCES, PROCESSOR)):
         raise CheckpointError(
             f"{path} has no tokenizer (none of {', '.join(TOKENIZER_SOURCES)}): save it beside the model with "
-            "tokenizer.save_pretrained(folder)"
+            f"tokenizer.save_pretrained(folder), or for images the {PROCESSOR} with processor.save_pretrained(folder)"
         )
 
 

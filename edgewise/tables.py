@@ -6,15 +6,16 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgewise.errors import DataError, nearest, need_extra
+from edgewise.plain_tables import conll_records, read_folder, text_records
+from edgewise.records import Record, Table, short
 
-Format = Literal["csv", "tsv", "jsonl", "parquet"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "text", "folder"]
 
 _FORMAT_BY_ENDING: dict[str, Format] = {
     ".csv": "csv",
@@ -26,52 +27,55 @@ _FORMAT_BY_ENDING: dict[str, Format] = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
 }
 _FIELD_LIMIT = 1 << 30
 """Bytes of one CSV field; the csv module's own 131,072 is too few for a document."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One line of a file, or one row of a dataset."""
-
-    place: str
-    """'reviews.tsv:12', or 'dataset 'imdb' (train), row 12'; lines and rows count from 1."""
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Where records come from; `records` is consumed once."""
-
-    source: str
-    columns: tuple[str, ...] | None
-    """None where each record has keys of its own (JSON Lines)."""
-    records: Iterator[Record]
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names behind the numbers of a column, where the source knows them (a dataset's ClassLabel)."""
-
-
 def read_table(
-    file: Path, *, format: str | None = None, columns: Sequence[str] | None = None, quoting: bool = True
+    file: Path,
+    *,
+    format: str | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: bool = True,
+    txt: Format = "tsv",
 ) -> Table:
-    """Records of a CSV, TSV, JSON Lines or Parquet file; `format` None goes by the file's ending.
+    """Records of a file, or of a folder of images; `format` None goes by the file's ending.
+
+    csv, tsv, jsonl, parquet: columns as the file names them. conll: a word and its tag a line, an empty line between
+    sentences; columns 'tokens' and 'tags'. text: one row a line, empty lines skipped; column 'text'. folder: one
+    folder a label with image files in it; columns 'image' and 'label'.
 
     columns: names for a CSV or TSV file without a header. quoting: False takes quotation marks as they are.
+    txt: what the ending .txt means.
 
     Raises DataError with file and line for what cannot be read, some of it only when the records are consumed.
     """
-    kind = _format(file, format)
+    kind = "folder" if format is None and file.is_dir() else txt if _plain(file, format) else _format(file, format)
     if columns is not None and kind not in ("csv", "tsv"):
         raise DataError(f"{file}: columns names those of a CSV or TSV file without a header; this is {kind}")
+    if kind == "folder":
+        return read_folder(file)
     if not file.is_file():
-        raise DataError(f"{file}: no such file")
+        raise DataError(f"{file}: {'a folder; expected a file' if file.is_dir() else 'no such file'}")
     if kind == "parquet":
         return _read_parquet(file)
-    text = _read_text(file)
+    text = read_utf8(file)
     if kind == "jsonl":
-        return Table(str(file), None, _json_records(file, text))
+        return Table(str(file), None, _json_records(file, text), base=file.parent)
+    if kind == "text":
+        return Table(str(file), ("text",), text_records(file, text))
+    if kind == "conll":
+        return Table(str(file), ("tokens", "tags"), conll_records(file, text))
     return _read_csv(file, text, "," if kind == "csv" else "\t", columns, quoting)
+
+
+def _plain(file: Path, format: str | None) -> bool:
+    return format is None and file.suffix.lower() == ".txt"
 
 
 def _format(file: Path, given: str | None) -> Format:
@@ -88,7 +92,8 @@ def _format(file: Path, given: str | None) -> Format:
     )
 
 
-def _read_text(file: Path) -> str:
+def read_utf8(file: Path) -> str:
+    """The text of a file. Raises DataError with the line of the first byte that is not UTF-8."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -133,7 +138,7 @@ def _read_csv(file: Path, text: str, delimiter: str, columns: Sequence[str] | No
                 )
             yield Record(f"{file}:{line}", dict(zip(names, values, strict=True)))
 
-    return Table(str(file), names, records())
+    return Table(str(file), names, records(), base=file.parent)
 
 
 def _csv_lines(file: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
@@ -158,14 +163,23 @@ def _json_records(file: Path, text: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_no_key_twice)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{file}:{number}: no valid JSON: {error}; expected one object a line, found {_short(line)}"
+                f"{file}:{number}: no valid JSON: {error}; expected one object a line, found {short(line)}"
             ) from error
         if not isinstance(value, dict):
-            raise DataError(f"{file}:{number}: expected a JSON object, found {_short(line)}")
+            raise DataError(f"{file}:{number}: expected a JSON object, found {short(line)}")
         yield Record(f"{file}:{number}", value)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice")
+    return found
 
 
 def _read_parquet(file: Path) -> Table:
@@ -178,6 +192,9 @@ def _read_parquet(file: Path) -> Table:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: no readable Parquet file: {error}") from error
+    names = tuple(parquet.schema_arrow.names)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{file}: column {twice[0]!r} stands twice; each name must differ")
 
     def records() -> Iterator[Record]:
         rows = chain.from_iterable(batch.to_pylist() for batch in parquet.iter_batches())
@@ -187,7 +204,7 @@ def _read_parquet(file: Path) -> Table:
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise DataError(f"{file}: broken Parquet file: {error}") from error
 
-    return Table(str(file), tuple(parquet.schema_arrow.names), records())
+    return Table(str(file), names, records(), base=file.parent)
 
 
 def read_dataset(name: str, config: str | None, split: str) -> Table:
@@ -204,14 +221,13 @@ def read_dataset(name: str, config: str | None, split: str) -> Table:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # its own kinds of error differ between releases and file formats
         raise DataError(f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
-    names = {
-        column: tuple(feature.names)
-        for column, feature in rows.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    names = {}
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        # a list of classes (tags, several labels) wraps its ClassLabel
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, datasets.ClassLabel):
+            names[column] = tuple(inner.names)
     records = (Record(f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
     return Table(source, tuple(rows.column_names), records, names)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")

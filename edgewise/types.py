@@ -32,6 +32,17 @@ Op = Literal["<=", ">="]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 TASKS: tuple[Task, ...] = get_args(Task)
 
+AUTO_CLASSES: dict[Task, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "image-classification": "AutoModelForImageClassification",
+}
+"""Transformers' class for each task that can be trained and exported."""
+TRAINED_TASKS: tuple[Task, ...] = tuple(AUTO_CLASSES)
+"""The tasks whose rows can be read, and whose models can be trained and exported."""
+
 
 @dataclass(frozen=True)
 class Recipe:

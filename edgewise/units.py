@@ -21,13 +21,48 @@ class MetricKind:
     """What a metric is."""
 
     unit: str
-    """Canonical unit: s, B, 1 (a fraction), points, 1/s."""
+    """Canonical unit: s, B, 1 (a fraction), points, 1/s, number (a plain one)."""
     better: Better
     about: str
     """One sentence for reports and docs."""
 
 
 _TIME = "time of one call, from text to answer, tokenizing included, in a warmed-up process"
+
+WORST = "worst_slice_"
+"""Before a metric's name: its worst value among the slices of the rows."""
+
+
+def _quality() -> dict[str, MetricKind]:
+    """The quality metrics beside accuracy and f1; docs/metrics.md has their definitions."""
+    of, found = "of the positive class with two labels, the mean over classes with more, of entities for tags", {}
+    for name, about in (
+        ("precision", "Share of answers of a class that are right"),
+        ("recall", "Share of a class found"),
+    ):
+        found[name] = MetricKind("1", "higher", f"{about}: {of}.")
+    for name, word in (("f1", "F1"), ("precision", "Precision"), ("recall", "Recall")):
+        found[f"{name}_macro"] = MetricKind("1", "higher", f"{word}, the unweighted mean over classes.")
+        found[f"{name}_micro"] = MetricKind("1", "higher", f"{word} over the answers of all classes together.")
+        found[f"{name}_binary"] = MetricKind("1", "higher", f"{word} of the second of two labels.")
+    return found | {
+        "mcc": MetricKind("number", "higher", "Matthews' correlation of answers and labels, -1 to 1."),
+        "exact_match": MetricKind("1", "higher", "Share of rows whose whole answer equals the reference."),
+        "bleu": MetricKind("number", "higher", "Corpus BLEU by sacreBLEU, 0 to 100, tokenizer 13a."),
+        "bleu_zh": MetricKind("number", "higher", "Corpus BLEU by sacreBLEU, 0 to 100, tokenizer zh."),
+        "word_error": MetricKind("1", "lower", "Words to insert, delete or replace, a word of the references."),
+        "char_error": MetricKind(
+            "1", "lower", "Characters to insert, delete or replace, a character of the references."
+        ),
+        "perplexity": MetricKind("number", "lower", "exp of minus the mean log-probability a token of the whole set."),
+        "pearson": MetricKind("number", "higher", "Pearson's correlation of predictions and references, -1 to 1."),
+        "spearman": MetricKind(
+            "number", "higher", "Spearman's rank correlation of predictions and references, -1 to 1."
+        ),
+        "mse": MetricKind("number", "lower", "Mean squared difference, in the square of the reference's unit."),
+        "mae": MetricKind("number", "lower", "Mean absolute difference, in the reference's unit."),
+    }
+
 
 METRICS: dict[str, MetricKind] = {
     "p50": MetricKind("s", "lower", f"Median {_TIME}."),
@@ -50,11 +85,19 @@ METRICS: dict[str, MetricKind] = {
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
     "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
     "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
+    **_quality(),
     "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
     "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
     "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
 }
 """Every metric that can be a budget or an objective."""
+
+METRICS |= {
+    f"{WORST}{name}": MetricKind(
+        METRICS[name].unit, METRICS[name].better, f"{name} on the slice of rows where it is worst."
+    )
+    for name in ("accuracy", "f1", *_quality())
+}
 
 PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
@@ -68,8 +111,12 @@ UNITS: dict[str, dict[str, float]] = {
     "1": {"": 1.0, "%": 0.01},
     "points": {"points": 1.0, "point": 1.0, "pp": 1.0},
     "1/s": {"/s": 1.0, "1/s": 1.0, "/min": 1 / 60},
+    "number": {"": 1.0},
 }  # fmt: skip
 """Canonical unit -> accepted unit -> factor."""
+
+SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
+"""Metrics that may be below 0."""
 
 RELATIVE = ("accuracy_drop", "changed_answers")
 """Metrics that compare with a reference recipe."""
@@ -100,11 +147,11 @@ def parse_limit(metric: str, text: str) -> Budget:
     number = float(match["number"])
     if not math.isfinite(number):
         raise PlanError(f"{metric}: {text!r} is not a finite number")
-    if number < 0 and metric != "accuracy_drop":
+    if number < 0 and metric.removeprefix(WORST) not in SIGNED:
         raise PlanError(f"{metric}: {text!r}: no {metric} is below 0; expected one like {_example(metric)!r}")
     unit = match["unit"] or ""
     if unit not in UNITS[kind.unit]:
-        known = ", ".join(u for u in UNITS[kind.unit] if u)
+        known = ", ".join(u for u in UNITS[kind.unit] if u) or "no unit"
         given = f"unit {unit!r} does not fit" if unit else "the unit is missing"
         raise PlanError(f"{metric}: {text!r}: {given}; expected {known}, for example {_example(metric)!r}")
     if kind.unit == "1" and number * UNITS["1"][unit] > 1:
@@ -138,7 +185,10 @@ def check_metric(name: str) -> str:
 
 def _example(metric: str) -> str:
     kind = METRICS[metric]
-    number = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s"}[kind.unit]
+    numbers = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s"}
+    number = numbers.get(kind.unit) or (
+        "20" if metric.removeprefix(WORST) in ("perplexity", "bleu", "bleu_zh") else "0.5"
+    )
     return f"{'<=' if kind.better == 'lower' else '>='} {number}"
 
 
@@ -158,7 +208,7 @@ def show(value: float | None, unit: str) -> str:
         return f"{100 * value:.2f}%"
     if unit == "points":
         return f"{value:.2f} points"
-    return f"{_digits(value)} {unit.replace('1/s', '/s')}".strip()
+    return f"{_digits(value)} {unit.replace('1/s', '/s').replace('number', '')}".strip()
 
 
 def _digits(value: float) -> str:

@@ -1,4 +1,4 @@
-"""`edgewise fit`, `tune` and `export`."""
+"""`edgewise fit` and `export`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import DataError, PlanError, need_extra
+from edgewise.errors import DataError, PlanError
 from edgewise.progress import Reporter
-from edgewise.types import RECIPES, TASKS
+from edgewise.types import RECIPES, TASKS, Task
 
 if TYPE_CHECKING:
     from edgewise.data import Row
@@ -48,12 +48,14 @@ def _dry_run(args: argparse.Namespace) -> int:
     from edgewise import estimate
     from edgewise.assets import cache_folder
     from edgewise.data import load_splits
+    from edgewise.pipeline import check_task
     from edgewise.plan import read_plan
 
     plan = read_plan(args.plan)
+    check_task(plan)
     if plan.data.path is not None and plan.data.path.startswith("asset:"):
         name = plan.data.path.removeprefix("asset:")
-        if not (cache_folder() / name).is_dir():
+        if not (cache_folder() / name.partition("/")[0]).is_dir():
             raise DataError(f"a dry run fetches nothing: `python -m edgewise.assets fetch {name}` brings the rows")
     splits = load_splits(plan.data, plan.task, plan.resolve)
     steps = estimate.estimate(plan, splits)
@@ -95,74 +97,6 @@ def _print_fit(result: FitResult) -> None:
     print(f"report: {result.out / 'report.html'}")
 
 
-def add_tune(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "example:\n"
-        "  edgewise tune asset:all-minilm-l6-v2 --out tuned --data reviews.csv --text text --label label --epochs 2"
-    )
-    parser.add_argument("source", help="a folder, a hub id, or asset:NAME")
-    parser.add_argument("--out", required=True, help="folder for the fine-tuned model")
-    _add_data(parser, required=True, label=True)
-    parser.add_argument("--strategy", choices=["full", "lora"], default="full")
-    parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--keep-layers", metavar="I,J,...", help="depth cut: the encoder layers that stay")
-    parser.add_argument("--lora-rank", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="the result as JSON on standard output")
-
-
-def run_tune(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    try:
-        import msgspec
-    except ImportError as error:
-        raise need_extra("build", error) from error
-    from edgewise.plan import TuneSpec
-    from edgewise.sources import local_folder, weights_digest
-    from edgewise.trainer import tune
-
-    options = {
-        "strategy": args.strategy,
-        "epochs": args.epochs,
-        "learning_rate": args.learning_rate,
-        "batch_size": args.batch_size,
-        "max_length": args.max_length,
-        "keep_layers": _numbers(args.keep_layers),
-        "lora_rank": args.lora_rank,
-        "seed": args.seed,
-    }
-    try:
-        spec = msgspec.convert(options, TuneSpec)
-    except msgspec.ValidationError as error:
-        raise PlanError(f"tune: {error}") from error
-    rows = _rows(args)
-    labels = tuple(sorted({str(r.label) for r in rows}))
-    source = local_folder(args.source, Path)
-    say = Reporter()
-    with say.step(f"tune {args.source}"):
-        done = tune(source, rows, labels, spec, out=args.out, source_digest=weights_digest(source), progress=say.update)
-    if args.json:
-        print(json.dumps({**asdict(done), "path": str(done.path)}, indent=2))
-    else:
-        state = "found finished" if done.reused else f"trained in {done.seconds:.0f} s"
-        print(f"{done.path}: {state}, {done.steps} steps on {done.device}, loss {done.train_loss:.3f}")
-        print(f"{done.trainable_parameters:,} of {done.parameters:,} parameters trained; labels {', '.join(labels)}")
-    return 0
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise PlanError(f"--keep-layers {text!r}: expected numbers such as 0,2,5") from error
-
-
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
@@ -185,20 +119,22 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> int:
     if (args.checkpoint is None) == (args.from_onnx is None):
         raise PlanError("export: give either a checkpoint or --from-onnx FOLDER")
-    rows = _rows(args) if args.data else []
     if args.from_onnx:
-        return _from_onnx(args, rows)
+        return _from_onnx(args, _rows(args, "text-classification") if args.data else [])
     from edgewise.exporter import export
+    from edgewise.exporter.checkpoint import check_task, read_checkpoint
     from edgewise.sources import local_folder
 
+    folder = local_folder(args.checkpoint, Path)
+    task = check_task(read_checkpoint(folder), args.task)
     say = Reporter()
     with say.step(f"export {args.checkpoint}"):
         results = export(
-            local_folder(args.checkpoint, Path),
+            folder,
             args.recipe or ["fp32"],
             out=args.out,
-            task=args.task,
-            calibration=rows,
+            task=task,
+            calibration=_rows(args, task) if args.data else [],
             opset=args.opset,
             progress=say.update,
         )
@@ -250,10 +186,11 @@ def _add_data(parser: argparse.ArgumentParser, *, required: bool, label: bool) -
         parser.add_argument("--label", default="label", help="column with the label (default: label)")
 
 
-def _rows(args: argparse.Namespace) -> list[Row]:
+def _rows(args: argparse.Namespace, task: Task) -> list[Row]:
     from edgewise.data import load_rows
 
-    rows = load_rows(args.data, text=args.text, text_pair=args.text_pair, label=getattr(args, "label", None))
+    label = getattr(args, "label", None)
+    rows = load_rows(args.data, task=task, text=args.text, text_pair=args.text_pair, label=label)
     if not rows:
         raise DataError(f"{args.data} has no rows")
     return list(rows)

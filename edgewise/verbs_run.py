@@ -130,8 +130,9 @@ def run_inspect(args: argparse.Namespace) -> int:
 def _describe(m: Manifest) -> Iterator[tuple[str, str]]:
     from edgewise.units import show
 
-    yield "task", f"{m.task} ({m.problem_type}), {m.family}"
-    yield "labels", ", ".join(m.labels)
+    yield "task", f"{m.task}{f' ({m.problem_type})' if m.problem_type else ''}, {m.family}"
+    if m.labels:
+        yield "labels", ", ".join(m.labels)
     yield "candidate", str(m.source.get("candidate", "?"))
     yield "recipe", f"{m.source.get('recipe', m.recipe.name)} ({m.recipe.name})"
     yield "run settings", m.run.text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,18 +13,20 @@ from typing import Any
 
 from edgewise.bundle import Bundle, Manifest, digest_content, list_files, read_bundle, write_manifest
 from edgewise.data import Row, digest_rows
-from edgewise.errors import BundleError, CheckpointError, EdgewiseError, UserError, need_extra
+from edgewise.errors import BundleError, EdgewiseError, UserError, need_extra
 from edgewise.exporter import checkpoint as checkpoints
-from edgewise.exporter import parity as proofs
+from edgewise.exporter.base import Base, make_base, prove
 from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.exporter.graphs import read_graph
-from edgewise.exporter.quantize import optimize_graph, quantize_graph, resolve_recipe
+from edgewise.exporter.preprocessing import read_preprocessing, write_preprocessor
+from edgewise.exporter.quantize import optimize_graph, quantize_graph, quantize_seq2seq, resolve_recipe, why_not
+from edgewise.exporter.tracing import graph_files
 from edgewise.files import digest_json, new_folder, no_space, sweep_partials
+from edgewise.progress import Progress
 from edgewise.types import Recipe, RunSettings, Task
 
+GENERATION = "generation_config.json"
 TOOLS = ("edgewise", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def export(
 ) -> list[ExportResult]:
     """Export a fine-tuned checkpoint, one bundle a recipe, in `out/<recipe name>`.
 
-    checkpoint: a folder that transformers' save_pretrained wrote.
+    checkpoint: a folder that transformers' save_pretrained wrote, or `edgewise.prompts.save_prompt`.
     recipes: recipes or their short names; one that fails is reported with its reason, and the others go on.
     task: inferred from the config unless given.
     calibration: rows of train; they calibrate int8-static, and serve as inputs of the parity proof.
@@ -64,9 +66,7 @@ def export(
     chosen = [Recipe.parse(r) if isinstance(r, str) else r for r in recipes]
     names = [r.name for r in chosen]
     source = checkpoints.read_checkpoint(Path(checkpoint))
-    task = task or checkpoints.infer_task(source)
-    if task != "text-classification":
-        raise CheckpointError(f"{source.path} is for {task}; this version of edgewise exports text-classification")
+    task = checkpoints.check_task(source, task)
     if len(set(names)) < len(names):
         raise UserError(f"recipes {names} name one recipe twice")
     folder = Path(out)
@@ -120,15 +120,6 @@ def _finished(folder: Path, key: str) -> Bundle | None:
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The fp32 graph as Optimum exports it, and PyTorch's answers: made once for all recipes."""
-
-    folder: Path
-    cases: tuple[proofs.Case, ...]
-    tokenizer: Any
-
-
-@dataclass(frozen=True)
 class _Job:
     source: Checkpoint
     task: Task
@@ -138,33 +129,12 @@ class _Job:
     out: Path
     keys: dict[Recipe, str]
 
-    def export_base(self, progress: Progress | None, total: int) -> _Base:
-        from optimum.exporters.onnx import main_export
-        from transformers import AutoTokenizer
-
+    def export_base(self, progress: Progress | None, total: int) -> Base:
         if progress:
             progress(0, total, f"{self.candidate}: PyTorch to ONNX")
         self.out.mkdir(parents=True, exist_ok=True)
         self._check_room()
-        work = Path(tempfile.mkdtemp(dir=self.out, prefix=".base.", suffix=".partial"))
-        try:
-            _quiet()
-            main_export(
-                str(self.source.path),
-                work,
-                task=self.task,
-                opset=self.opset,
-                do_validation=False,
-                library_name="transformers",
-            )
-            tokenizer = AutoTokenizer.from_pretrained(self.source.path)
-            length = checkpoints.read_preprocessing(self.source.path, self.source.config, ())["max_length"]
-            return _Base(work, proofs.build_cases(self.source.path, self.calibration, length), tokenizer)
-        except BaseException as error:
-            shutil.rmtree(work, ignore_errors=True)
-            if isinstance(error, EdgewiseError | KeyboardInterrupt | OSError):
-                raise
-            raise CheckpointError(f"{self.source.path} does not export to ONNX: {error}") from error
+        return make_base(self.source, self.task, self.calibration, self.out, self.opset)
 
     def _check_room(self) -> None:
         """Fail before the work, not in the middle of it."""
@@ -173,9 +143,11 @@ class _Job:
         if shutil.disk_usage(self.out).free < needed:
             raise no_space(self.out, needed)
 
-    def make(self, recipe: Recipe, base: _Base | None) -> ExportResult:
+    def make(self, recipe: Recipe, base: Base | None) -> ExportResult:
         """Make one bundle; what goes wrong becomes a reason."""
         assert base is not None
+        if reason := why_not(recipe, self.task):
+            return ExportResult(recipe, None, reason)
         start = perf_counter()
         try:
             bundle = self._write(recipe, base)
@@ -186,44 +158,44 @@ class _Job:
             return ExportResult(recipe, None, kind + " ".join(str(error).split())[:500], perf_counter() - start)
         return ExportResult(recipe, bundle, seconds=perf_counter() - start)
 
-    def _write(self, recipe: Recipe, base: _Base) -> Bundle:
-        from edgewise.runtime import load
-
+    def _write(self, recipe: Recipe, base: Base) -> Bundle:
         path = self.out / recipe.name
         with new_folder(path) as folder:
             (folder / "onnx").mkdir()
             with tempfile.TemporaryDirectory(dir=self.out, prefix=".graph.", suffix=".partial") as work:
-                graph = self._graph(recipe, base, Path(work))
-                shutil.copyfile(graph, folder / "onnx" / "model.onnx")
+                graphs = self._graphs(recipe, base, Path(work))
+                for graph in [g for name in graph_files(self.task) for g in graphs.glob(f"{name}*")]:
+                    shutil.copyfile(graph, folder / "onnx" / graph.name)  # and its external data
             shutil.copyfile(self.source.path / "config.json", folder / "config.json")
-            checkpoints.write_tokenizer(self.source.path, folder)
+            if "generation" in self.task and (base.folder / GENERATION).is_file():
+                shutil.copyfile(base.folder / GENERATION, folder / GENERATION)
+            write_preprocessor(self.source.path, folder, self.task)
             draft = write_manifest(folder, self._manifest(folder, recipe))
-            with load(folder, verify="none") as model:
-                proof = proofs.compare(model, base.cases, recipe)
-                golden = proofs.golden_answers(model, base.cases)
-                peers = proofs.loads_in(draft, model, base.cases)
-            write_manifest(folder, self._manifest(folder, recipe, parity=proof, golden=golden, loads_in=peers))
+            write_manifest(folder, self._manifest(folder, recipe, **prove(draft, base, recipe)))
         return read_bundle(path)
 
-    def _graph(self, recipe: Recipe, base: _Base, work: Path) -> Path:
+    def _graphs(self, recipe: Recipe, base: Base, work: Path) -> Path:
+        """The folder that holds the recipe's graphs, made from those of `base`."""
         source = base.folder
         if recipe.optimize:
-            optimize_graph(source, work / "optimized", recipe.optimize)
-            source = work / "optimized"
+            source = optimize_graph(source, work / "optimized", recipe.optimize).parent
         if recipe.quantized:
-            return quantize_graph(source, work / "quantized", resolve_recipe(recipe), self.calibration, base.tokenizer)
-        return source / "model.onnx"
+            chosen, out = resolve_recipe(recipe), work / "quantized"
+            if self.task == "text2text-generation":
+                return quantize_seq2seq(source, out, chosen)
+            return quantize_graph(source, out, chosen, self.calibration, base.preprocessor, base.max_length).parent
+        return source
 
     def _manifest(self, folder: Path, recipe: Recipe, **proof: Any) -> Manifest:
-        graph = read_graph(folder, "onnx/model.onnx", recipe.optimize or "none")
-        inputs = [i.name for i in graph.inputs]
+        graphs = tuple(read_graph(folder, f"onnx/{n}", recipe.optimize or "none") for n in graph_files(self.task))
+        inputs = [i.name for i in graphs[0].inputs]
         files = list_files(folder)
         values: dict[str, Any] = {
             "task": self.task,
-            "problem_type": self.source.problem_type,
-            "labels": self.source.labels,
+            "problem_type": self.source.problem_type if self.task == "text-classification" else None,
+            "labels": () if "generation" in self.task else self.source.labels,
             "pooling": None,
-            "preprocessing": checkpoints.read_preprocessing(folder, self.source.config, inputs),
+            "preprocessing": read_preprocessing(folder, self.source.config, inputs, self.task),
         }
         return Manifest(
             **values,
@@ -240,24 +212,9 @@ class _Job:
             },
             bundle_key=self.keys[recipe],
             content_digest=digest_content(values, files),
-            graphs=(graph,),
+            graphs=graphs,
             files=files,
             versions=tool_versions(),
             run=RunSettings(),
             **{"parity": {}, "golden": (), "loads_in": {}, **proof},
         )
-
-
-def _quiet() -> None:
-    """Keep Optimum's and PyTorch's notes on tracing off the terminal; errors reach us as exceptions."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    import torch.jit
-
-    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,7 @@ from typing import Any
 from edgewise.errors import CheckpointError
 from edgewise.files import digest_json, sha256_file
 from edgewise.sources import check_model_folder
-from edgewise.types import TASKS, Task
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-"""What a bundle keeps of a tokenizer: tokenizer.json holds the vocabulary, so vocab.txt would be a second copy."""
+from edgewise.types import TASKS, TRAINED_TASKS, Task
 
 _TASK_BY_HEAD = {
     "ForSequenceClassification": "text-classification",
@@ -90,35 +86,19 @@ def infer_task(checkpoint: Checkpoint) -> Task:
     )
 
 
-def write_tokenizer(source: Path, folder: Path) -> None:
-    """Write the tokenizer as tokenizer.json (made from the slow one where there is no fast one) with its configs."""
-    from transformers import AutoTokenizer
+def check_task(checkpoint: Checkpoint, task: Task | None) -> Task:
+    """The task to export for: `task`, or that of the checkpoint's head.
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
-    except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"{source}: its tokenizer does not load: {error}") from error
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{source}: its tokenizer has no fast form, which the runtime needs")
-    written = tokenizer.save_pretrained(folder)
-    for file in map(Path, written):
-        if file.name not in TOKENIZER_FILES:
-            file.unlink(missing_ok=True)
-
-
-def read_preprocessing(folder: Path, config: dict[str, Any], graph_inputs: Sequence[str]) -> dict[str, Any]:
-    """What the runtime needs to know of the tokenizer in a bundle folder."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    limits = [n for n in (config.get("max_position_embeddings"), config.get("n_positions")) if n]
-    if (
-        tokenizer.model_max_length and tokenizer.model_max_length < 1_000_000
-    ):  # transformers' word for 'unknown' is 1e30
-        limits.append(tokenizer.model_max_length)
-    return {
-        "tokenizer": "tokenizer.json",
-        "max_length": int(min(limits)) if limits else None,
-        "pad_id": tokenizer.pad_token_id or 0,
-        "inputs": list(graph_inputs),
-    }
+    Raises CheckpointError where it cannot be told, cannot be exported, or is not that of the head: transformers would
+    put a fresh, random one in its place.
+    """
+    heads = checkpoint.config.get("architectures") or ()
+    found = infer_task(checkpoint) if task is None or heads else task
+    if task is not None and found != task:
+        raise CheckpointError(f"{checkpoint.path} is for {found} (architectures={list(heads)}), not for {task}")
+    if found not in TRAINED_TASKS:
+        raise CheckpointError(
+            f"{checkpoint.path} is for {found}; edgewise exports {', '.join(TRAINED_TASKS)}: "
+            "fine-tune it for one of these"
+        )
+    return found

@@ -15,6 +15,7 @@ from edgewise.exporter import checkpoint as checkpoints
 from edgewise.exporter.build import tool_versions
 from edgewise.exporter.graphs import read_graph
 from edgewise.exporter.parity import FALLBACK_TEXTS, GOLDEN_ROWS
+from edgewise.exporter.preprocessing import read_preprocessing, write_tokenizer
 from edgewise.files import digest_json, new_folder, sha256_file
 from edgewise.sources import check_model_folder
 from edgewise.types import Precision, Recipe, Task
@@ -54,7 +55,7 @@ def import_onnx(
                 raise CheckpointError(f"{graph} has external data: rename both to model.onnx and model.onnx_data first")
             shutil.copyfile(data, work / "onnx" / data.name)
         (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        checkpoints.write_tokenizer(folder, work)
+        write_tokenizer(folder, work)
         name = candidate or folder.name
         write_manifest(work, _manifest(work, config, key=key, graph=graph, candidate=name, golden=()))
         golden = _golden(work, rows)
@@ -122,7 +123,7 @@ def _manifest(
         "problem_type": source.problem_type,
         "labels": source.labels,
         "pooling": None,
-        "preprocessing": checkpoints.read_preprocessing(folder, config, [i.name for i in info.inputs]),
+        "preprocessing": read_preprocessing(folder, config, [i.name for i in info.inputs]),
     }
     recipe = Recipe(precision=precision_of(info.node_types))
     return Manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,18 @@ def read_graph(folder: Path, file: str, optimization_level: str) -> GraphInfo:
         opset=opset,
         optimization_level=optimization_level,
         min_onnxruntime=_min_onnxruntime(opset, model.ir_version),
-        node_types=dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
+        node_types=dict(sorted(Counter(n.op_type for n in all_nodes(model.graph)).items())),
         bytes_by_part=_bytes_by_part(model, folder, file),
     )
+
+
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the branches within it (a merged decoder has two)."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
 
 
 def _tensor(value: Any) -> TensorInfo:
@@ -59,9 +69,10 @@ def _bytes_by_part(model: Any, folder: Path, file: str) -> dict[str, int]:
     """File size (with external data) split into embeddings, other weights and structure, and weights by dtype."""
     import onnx
 
-    gathered = {n.input[0] for n in model.graph.node if n.op_type in ("Gather", "EmbedLayerNormalization")}
+    nodes = list(all_nodes(model.graph))
+    gathered = {n.input[0] for n in nodes if n.op_type in ("Gather", "EmbedLayerNormalization")}
     # A quantized table is gathered through its dequantized or quantized name.
-    for node in model.graph.node:
+    for node in nodes:
         if node.op_type == "DequantizeLinear" and node.output[0] in gathered:
             gathered.add(node.input[0])
     parts: Counter[str] = Counter()

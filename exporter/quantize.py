@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from edgewise.data import Row
 from edgewise.errors import DataError, PlanError
-from edgewise.types import Recipe
+from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
+from edgewise.types import Recipe, Task
+
+_CALIBRATION_LENGTH = 128
+"""Tokens that a row is cut to when it calibrates."""
 
 Preset = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
 
@@ -37,6 +43,15 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     return replace(recipe, preset=cpu_preset())
 
 
+def why_not(recipe: Recipe, task: Task) -> str:
+    """Why this recipe is not made for this task; '' where it is."""
+    if recipe.optimize and "generation" in task:
+        return f"{recipe.name} is not made for {task}: Optimum's optimizer takes no graph with a key-value cache"
+    if recipe.precision == "int8-static" and task not in ("text-classification", "token-classification"):
+        return f"int8-static is made for text-classification and token-classification, not for {task}: use int8-dynamic"
+    return ""
+
+
 def optimize_graph(source: Path, out: Path, level: str) -> Path:
     """Apply Optimum's graph optimization `level` to the exported model in `source`; returns the new graph's path."""
     from optimum.onnxruntime import ORTOptimizer
@@ -49,18 +64,41 @@ def optimize_graph(source: Path, out: Path, level: str) -> Path:
     return out / "model.onnx"
 
 
-def quantize_graph(source: Path, out: Path, recipe: Recipe, rows: Sequence[Row], tokenizer: Any) -> Path:
-    """Quantize the model in folder `source` by a resolved recipe; returns the new graph's path.
+def quantize_graph(
+    source: Path, out: Path, recipe: Recipe, rows: Sequence[Row], tokenizer: Any, max_length: int | None = None
+) -> Path:
+    """Quantize model.onnx of the folder `source` by a resolved recipe; returns the new graph's path.
 
-    rows: rows of train that calibrate activation ranges (int8-static only).
+    rows: rows of train that calibrate activation ranges (int8-static only), cut to `max_length` tokens or 128.
     """
+    check_keep([source / "model.onnx"], recipe.keep)
+    read = {"truncation": True, "max_length": min(_CALIBRATION_LENGTH, max_length or _CALIBRATION_LENGTH)}
+    return _quantize(source / "model.onnx", out, recipe, rows, partial(tokenizer, **read) if tokenizer else None)
+
+
+def quantize_seq2seq(source: Path, out: Path, recipe: Recipe) -> Path:
+    """Quantize encoder and decoders of the folder `source` dynamically, and merge the decoders; returns `out`.
+
+    Each decoder alone and then together: in a merged graph onnxruntime leaves the embeddings in fp32. The weights
+    that the two branches share are one copy again after the merge.
+    """
+    from optimum.onnx import merge_decoders
+
+    graphs = [source / name for name in (ENCODER, DECODER, DECODER_WITH_PAST)]
+    check_keep(graphs, recipe.keep)
+    for graph in graphs:
+        _quantize(graph, out, recipe, (), None)
+    merge_decoders(out / DECODER, out / DECODER_WITH_PAST, save_path=out / MERGED, strict=False)
+    return out
+
+
+def _quantize(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], tokenizer: Any) -> Path:
     from optimum.onnxruntime import ORTQuantizer
 
-    quantizer = ORTQuantizer.from_pretrained(source, file_name="model.onnx")
-    keep = kept_nodes(source / "model.onnx", recipe.keep)
+    graph = _untied(graph, out.parent / "untied")
+    quantizer = ORTQuantizer.from_pretrained(graph.parent, file_name=graph.name)
     static = recipe.precision == "int8-static"
-    keep = keep + _products_without_weights(source / "model.onnx")
-    config = _config(recipe, keep, static)
+    config = _config(recipe, kept_nodes(graph, recipe.keep) + _products_without_weights(graph), static)
     ranges = None
     if static:
         if not rows:
@@ -68,29 +106,37 @@ def quantize_graph(source: Path, out: Path, recipe: Recipe, rows: Sequence[Row],
                 "int8-static needs rows to calibrate with, and there are none: give --data, or take int8-dynamic"
             )
         ranges = quantizer.fit(
-            dataset=_calibration_dataset(rows[: recipe.calibration_rows], tokenizer, source / "model.onnx"),
+            dataset=_calibration_dataset(rows[: recipe.calibration_rows], tokenizer, graph),
             calibration_config=_calibration(recipe, len(rows)),
             onnx_augmented_model_name=str(out.parent / "augmented_model.onnx"),
             operators_to_quantize=config.operators_to_quantize,
         )
         (out.parent / "augmented_model.onnx").unlink(missing_ok=True)
     quantizer.quantize(save_dir=out, file_suffix="", quantization_config=config, calibration_tensors_range=ranges)
-    return out / "model.onnx"
+    return out / graph.name
 
 
-def kept_nodes(graph: Path, suffixes: Sequence[str]) -> list[str]:
-    """Names of the nodes that end in one of `suffixes`. Raises PlanError for a suffix that no node has."""
+def check_keep(graphs: Sequence[Path], suffixes: Sequence[str]) -> None:
+    """Raise PlanError for a suffix that no node of the graphs has."""
     if not suffixes:
-        return []
-    import onnx
-
-    names = [n.name for n in onnx.load(graph, load_external_data=False).graph.node]
+        return
+    names = [name for graph in graphs for name in _node_names(graph)]
     for suffix in suffixes:
         if not any(name.endswith(suffix) for name in names):
             raise PlanError(
                 f"keep={suffix!r}: no node of the graph has a name that ends so, for example {names[-1]!r} does"
             )
-    return [name for name in names if name.endswith(tuple(suffixes))]
+
+
+def kept_nodes(graph: Path, suffixes: Sequence[str]) -> list[str]:
+    """Names of the nodes that end in one of `suffixes`."""
+    return [name for name in _node_names(graph) if name.endswith(tuple(suffixes))] if suffixes else []
+
+
+def _node_names(graph: Path) -> list[str]:
+    import onnx
+
+    return [n.name for n in onnx.load(graph, load_external_data=False).graph.node]
 
 
 def _products_without_weights(graph: Path) -> list[str]:
@@ -104,6 +150,33 @@ def _products_without_weights(graph: Path) -> list[str]:
     model = onnx.load(graph, load_external_data=False).graph
     weights = {i.name for i in model.initializer}
     return [n.name for n in model.node if n.op_type == "MatMul" and not weights & set(n.input)]
+
+
+def _untied(graph: Path, folder: Path) -> Path:
+    """The graph with an output layer of its own where it is the transposed embeddings; itself where it is not.
+
+    Tied, only the embeddings become int8, and each token would turn the whole table back into fp32 to multiply by it.
+    """
+    import onnx
+    from onnx.numpy_helper import from_array, to_array
+
+    model = onnx.load(graph)
+    weights = {i.name: i for i in model.graph.initializer}
+    turned = {n.output[0]: weights[n.input[0]] for n in model.graph.node
+              if n.op_type == "Transpose" and n.input[0] in weights and len(weights[n.input[0]].dims) == 2}  # fmt: skip
+    tied = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in turned]
+    if not tied:
+        return graph
+    for name in {n.input[1] for n in tied}:
+        model.graph.initializer.append(from_array(to_array(turned[name]).T.copy(), f"{name}_own"))
+    for node in tied:
+        node.input[1] += "_own"
+    folder.mkdir(exist_ok=True)
+    for config in graph.parent.glob("*.json"):
+        shutil.copyfile(config, folder / config.name)
+    large = graph.with_name(graph.name + "_data").exists()
+    onnx.save(model, folder / graph.name, save_as_external_data=large, location=graph.name + "_data")
+    return folder / graph.name
 
 
 def _config(recipe: Recipe, keep: list[str], static: bool) -> Any:
@@ -153,5 +226,5 @@ def _calibration_dataset(rows: Sequence[Row], tokenizer: Any, graph: Path) -> An
     from datasets import Dataset
 
     inputs = [i.name for i in onnx.load(graph, load_external_data=False).graph.input]
-    encoded = [tokenizer(r.text, r.text_pair, truncation=True, max_length=128) for r in rows]
+    encoded = [tokenizer(r.text, r.text_pair) for r in rows]
     return Dataset.from_dict({name: [e[name] for e in encoded] for name in inputs})

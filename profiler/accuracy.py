@@ -17,7 +17,6 @@ from edgewise.files import digest_json
 from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import answer_settings
 from edgewise.profiler.plumbing import (
-    Progress,
     Subject,
     check_rows,
     check_subject,
@@ -34,6 +33,7 @@ from edgewise.profiler.results import Answer, WorkerResult
 from edgewise.profiler.statistics import check_level
 from edgewise.profiler.store import MeasurementKey, Outcome, Store
 from edgewise.profiler.transport import Children, run_job
+from edgewise.progress import Progress
 from edgewise.types import Device, Measurement, Metric, Stage, Target
 
 _REUSED = "rows that are not cut at this length were answered once, at the longer one: the same tokens, one text a call"

@@ -13,7 +13,6 @@ from edgewise.data import Row
 from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
 from edgewise.profiler.plumbing import (
-    Progress,
     Subject,
     check_rows,
     check_subject,
@@ -35,6 +34,7 @@ from edgewise.profiler.rounds import (
 from edgewise.profiler.statistics import check_level
 from edgewise.profiler.store import MeasurementKey, Store
 from edgewise.profiler.transport import Children, run_job
+from edgewise.progress import Progress
 from edgewise.types import Device, Measurement, Stage, Target
 
 WARM_UP: Mapping[str, float] = {"calls": 5, "seconds": 0.05}

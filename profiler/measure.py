@@ -12,9 +12,10 @@ from edgewise.profiler.accuracy import measure_accuracy
 from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import entries
 from edgewise.profiler.latency import measure_latency
-from edgewise.profiler.plumbing import Progress, Subject, no_progress
+from edgewise.profiler.plumbing import Subject, no_progress
 from edgewise.profiler.rounds import RoundRule, Rounds
 from edgewise.profiler.store import Store
+from edgewise.progress import Progress
 from edgewise.types import Device, Measurement, Target
 
 __all__ = [

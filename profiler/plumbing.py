@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,6 @@ from edgewise.errors import DataError, EdgewiseError, PlanError, WorkerError, ne
 from edgewise.profiler.results import WorkerResult
 from edgewise.profiler.transport import Children, run_job, sweep_jobs
 from edgewise.types import Device, RunSettings, Target, to_dict
-
-Progress = Callable[[int, int, str], None]
-"""progress(done, total, what): after each step; total may grow."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,17 @@ TextInput = str | tuple[str, str]
 """One text, or a pair of texts for a model that compares two."""
 
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+"""Inputs that a text can be turned into."""
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """Turns texts into the arrays that a graph takes."""
 
     tokenizer: Tokenizer
     inputs: tuple[str, ...]
-    """Names that the graph takes, of input_ids, attention_mask, token_type_ids."""
+    """Names that the graph takes, of INPUTS."""
     pad_id: int
 
     @classmethod
@@ -40,10 +44,20 @@ class TextEncoder:
         length = run.max_length or preprocessing.get("max_length")
         if length is not None:
             tokenizer.enable_truncation(length)
-        return cls(tokenizer, tuple(i.name for i in bundle.manifest.graphs[0].inputs), preprocessing.get("pad_id") or 0)
+        inputs = tuple(i.name for i in bundle.manifest.graphs[0].inputs)
+        if unknown := [name for name in inputs if name not in INPUTS]:
+            raise BundleError(f"{bundle.path}: its graph takes {', '.join(unknown)}, which no text can be turned into")
+        return cls(tokenizer, inputs, preprocessing.get("pad_id") or 0)
 
     def encode(self, items: Sequence[TextInput]) -> list[Encoding]:
-        """Tokenize; raises InputError for what is no text."""
+        """Tokenize; raises InputError for what is no text, or has no token (an empty text, for GPT's kind)."""
+        encodings = self._encode(items)
+        for item, encoding in zip(items, encodings, strict=True):
+            if not len(encoding):
+                raise InputError(f"the text {_short(item)} has no token for this model: leave it out, or say more")
+        return encodings
+
+    def _encode(self, items: Sequence[TextInput]) -> list[Encoding]:
         try:
             if len(items) == 1:
                 item = items[0]
@@ -77,6 +91,8 @@ def _column(encoding: Encoding, name: str) -> list[int]:
     if name == "input_ids":
         ids: list[int] = encoding.ids
         return ids
+    if name == "position_ids":
+        return list(range(len(encoding)))  # padding stands behind the text, and is masked whatever its position
     values: list[int] = encoding.attention_mask if name == "attention_mask" else encoding.type_ids
     return values
 

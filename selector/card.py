@@ -133,7 +133,9 @@ def _number(selection: Selection, name: str) -> list[str]:
         return []
     shown = views.cell(metric)
     words = f"{shown.text} estimated" if shown.kind == "estimated" else shown.text
-    bounds = f"{shown.small} (each end at {percent(metric.level)})" if shown.small and metric.level else shown.small
+    bounds = shown.small
+    if bounds and metric.level:
+        bounds = f"{bounds} (each end at {percent(metric.level)})"
     sample = f"{metric.n:,}" if metric.n else "-"
     return [
         escape(views.name_of(name)),

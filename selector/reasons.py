@@ -189,7 +189,9 @@ def _like_others(count: int, others: int) -> str:
         return ""
     if not count:
         return f"; none of the {others:,} others does" if others > 1 else "; the other one does not"
-    return f", as {count:,} of the {others:,} others do" if others > 1 else ", as the other one does"
+    if others == 1:
+        return ", as the other one does"
+    return f", as {count:,} of the {others:,} others {'does' if count == 1 else 'do'}"
 
 
 def _all_of(budgets: Sequence[object]) -> str:

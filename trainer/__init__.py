@@ -1,4 +1,4 @@
-"""The trainer: fine-tunes candidates. Later: pretraining objectives and the ranking of pretrained candidates."""
+"""The trainer: fine-tunes candidates, pretrains, and ranks pretrained candidates."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import need_extra
 
-__all__ = ["TuneResult", "tune"]
+_HOME = {
+    "PretrainResult": "pretrain_spec",
+    "PretrainSpec": "pretrain_spec",
+    "TuneResult": "finetune",
+    "evaluate_checkpoint": "evaluation",
+    "pretrain": "pretraining",
+    "tune": "finetune",
+}
+"""Name -> the submodule that it lives in; imported when it is first asked for."""
+
+__all__ = ["PretrainResult", "PretrainSpec", "TuneResult", "evaluate_checkpoint", "pretrain", "tune"]
 
 if TYPE_CHECKING:
+    from edgewise.trainer.evaluation import evaluate_checkpoint
     from edgewise.trainer.finetune import TuneResult, tune
+    from edgewise.trainer.pretrain_spec import PretrainResult, PretrainSpec
+    from edgewise.trainer.pretraining import pretrain
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'edgewise.trainer' has no attribute {name!r}")
     try:
-        return getattr(import_module("edgewise.trainer.finetune"), name)
+        return getattr(import_module(f"edgewise.trainer.{_HOME[name]}"), name)
     except ImportError as error:
         raise need_extra("build", error) from error

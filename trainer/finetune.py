@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 import msgspec
-import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from edgewise.data import Row, digest_rows
-from edgewise.errors import DataError, TrainingError
+from edgewise.errors import CheckpointError, PlanError, TrainingError, nearest
 from edgewise.files import digest_json, new_folder, write_json
+from edgewise.metric_user import is_own, load_own
+from edgewise.metrics import HUB, Score, known_metrics
 from edgewise.plan import TuneSpec
-from edgewise.trainer.models import DEFAULT_LEARNING_RATE, load_classifier, merged
+from edgewise.progress import Progress
+from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, last_checkpoint, read_record, training_folder
+from edgewise.trainer.encode import collator, encode, unknown_share
+from edgewise.trainer.evaluation import evaluate, metrics_for
+from edgewise.trainer.losses import LossTrainer, class_weights
+from edgewise.trainer.memory import PeakMemory
+from edgewise.trainer.models import Goal, auto_class, cut_depth, load_model, load_tuned, longest_input
+from edgewise.trainer.row_checks import check_rows
+from edgewise.trainer.strategies import DEFAULT_LEARNING_RATE, merged, prepare, trainable_parameters
+from edgewise.trainer.watch import BestEpoch, plain, quiet, training_arguments
+from edgewise.types import ProblemType, Task
 
 RECORD = "tune.json"
 """Beside the model: what it was made from, and what training reported."""
-
-Progress = Callable[[int, int, str], None]
+UNKNOWN_WARNING = 0.05
+"""Share of unknown tokens from which on a tokenizer is said not to fit the text."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class TuneResult:
     path: Path
     strategy: str
     seconds: float
+    """Wall time of training, without loading and saving; after a resumption, of its last part."""
     steps: int
     rows: int
     train_loss: float
@@ -46,6 +57,14 @@ class TuneResult:
     device: str
     key: str
     """Hash of source, rows, labels, options and versions."""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """On the val rows, where they were given; of the best epoch under early stopping."""
+    epochs: float = 0.0
+    """That were run; fewer than planned where training stopped early."""
+    peak_memory: int | None = None
+    """Bytes: the largest RSS of this process while training; on a GPU the largest allocation there. None where the
+    system does not tell."""
+    warnings: tuple[str, ...] = ()
     reused: bool = False
     """True when a finished training with the same key stood there."""
 
@@ -57,173 +76,236 @@ def tune(
     spec: TuneSpec,
     *,
     out: str | Path,
+    task: Task = "text-classification",
+    problem_type: ProblemType = "single_label_classification",
+    val: Sequence[Row] = (),
+    teacher: str | Path | None = None,
     source_digest: str = "",
+    checkpoint_seconds: float = EVERY_SECONDS,
     progress: Progress | None = None,
 ) -> TuneResult:
-    """Fine-tune `source` on labelled rows and save a Hugging Face folder at `out`.
+    """Fine-tune `source` on rows of the task and save a Hugging Face folder at `out`.
 
-    source: a folder or a hub id. labels: in the order of the model's outputs.
+    source: a folder or a hub id; a folder with a config and no weights is initialised at random.
+    labels: in the order of the model's outputs; () for language models and regression.
+    val: rows for the metrics and for early stopping.
+    teacher: a tuned folder for the same task and labels; its answers are learned too (spec.teacher_weight).
     source_digest: hash of the source's weights, so that another checkpoint at the same path is trained anew.
+    checkpoint_seconds: time between two checkpoints; a killed training goes on from the last one.
     progress: called as (step, steps, what).
 
     Raises DataError, CheckpointError or PlanError before training starts, TrainingError when the loss is not finite.
     """
     folder = Path(out)
-    _check_rows(rows, labels)
-    key = tune_key(source, rows, labels, spec, source_digest)
+    goal = Goal(task, tuple(labels), problem_type)
+    auto_class(task)
+    check_rows(rows, goal, "train")
+    check_rows(val, goal, "val")
+    key = tune_key(source, rows, spec, goal, source_digest=source_digest, val=val, teacher=teacher)
     if (found := _finished(folder, key)) is not None:
         return found
-    _quiet()
+    _check_spec(spec, teacher, val, goal)
+    quiet()
     set_seed(spec.seed)  # the fresh head is drawn at loading
-    model, tokenizer = load_classifier(source, labels, spec)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with new_folder(folder) as work, tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            model=model,
-            args=_arguments(spec, Path(scratch)),
-            train_dataset=_Encoded(rows, labels, tokenizer, spec.max_length),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[_Watch(progress, f"{spec.strategy}, {len(rows)} rows")],
-        )
-        trainer.remove_callback(_printer())
-        start = perf_counter()
-        done = trainer.train()
-        seconds = perf_counter() - start
-        plain = merged(model).cpu()
-        plain.save_pretrained(work)
-        tokenizer.save_pretrained(work)
+    model, processor = load_model(source, goal)
+    if spec.keep_layers is not None:
+        cut_depth(model, spec.keep_layers)
+    warnings = _check_fit(model, processor, rows, spec, goal)
+    model = prepare(model, processor, spec, goal)
+    trainable = trainable_parameters(model)
+    master = _teacher(teacher, processor, goal) if teacher is not None else None
+    work = training_folder(folder, key)
+    training = _Training(model, processor, spec, goal, rows, val, master, work, checkpoint_seconds, progress)
+    try:
+        done = training.run()
+    except TrainingError:
+        shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
+        raise
+    with new_folder(folder) as new:
+        parameters = _save(model, processor, new, spec)
         result = TuneResult(
             path=folder,
             strategy=spec.strategy,
-            seconds=seconds,
-            steps=done.global_step,
             rows=len(rows),
-            train_loss=float(done.training_loss),
             trainable_parameters=trainable,
-            parameters=sum(p.numel() for p in plain.parameters()),
+            parameters=parameters,
             seed=spec.seed,
-            device=str(trainer.args.device),
             key=key,
+            warnings=warnings,
+            **done,
         )
-        write_json(work / RECORD, {**asdict(result), "path": str(folder), "spec": msgspec.to_builtins(spec)})
+        write_json(new / RECORD, {**asdict(result), "path": str(folder), "spec": msgspec.to_builtins(spec)})
+    shutil.rmtree(work, ignore_errors=True)
     return result
 
 
 def tune_key(
-    source: str | Path, rows: Sequence[Row], labels: Sequence[str], spec: TuneSpec, source_digest: str = ""
+    source: str | Path,
+    rows: Sequence[Row],
+    spec: TuneSpec,
+    goal: Goal,
+    *,
+    source_digest: str = "",
+    val: Sequence[Row] = (),
+    teacher: str | Path | None = None,
 ) -> str:
     """Hash of what a fine-tuned checkpoint is made from."""
     return digest_json(
         {
             "source": source_digest or str(source),
             "rows": digest_rows(rows),
-            "labels": list(labels),
-            "spec": msgspec.to_builtins(spec),
+            "val": digest_rows(val),
+            "labels": list(goal.labels),
+            "goal": [goal.task, goal.problem_type],
+            "teacher": _teacher_key(teacher),
+            "spec": {k: v for k, v in msgspec.to_builtins(spec).items() if k != "teacher"},
             "tools": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
     )
 
 
-def _finished(folder: Path, key: str) -> TuneResult | None:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _teacher_key(teacher: str | Path | None) -> str | None:
+    from edgewise.sources import weights_digest
+
+    if teacher is None:
         return None
-    if record.get("key") != key:
+    return weights_digest(Path(teacher)) if Path(teacher).is_dir() else str(teacher)
+
+
+def _finished(folder: Path, key: str) -> TuneResult | None:
+    record = read_record(folder / RECORD, key)
+    if record is None:
         return None
     record.pop("spec", None)
+    record["warnings"] = tuple(record.get("warnings", ()))
     return replace(TuneResult(**record), path=folder, reused=True)
 
 
-def _check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
-    if not rows:
-        raise DataError("no rows to train on")
-    missing = {r.label for r in rows} - set(labels)
-    if missing:
-        raise DataError(f"train has labels {sorted(map(str, missing))} that are not among {list(labels)}")
-    if len(labels) < 2 or len({r.label for r in rows}) < 2:
-        raise DataError(f"train has one class only, {rows[0].label!r}: a classifier needs two")
+def _check_spec(spec: TuneSpec, teacher: str | Path | None, val: Sequence[Row], goal: Goal) -> None:
+    if spec.early_stopping is not None and not val:
+        raise PlanError("early_stopping needs val rows to look at: give some, or remove early_stopping")
+    if teacher is not None and not Path(teacher).is_dir():
+        raise CheckpointError(f"teacher {teacher}: no such folder; expected a tuned model")
+    if spec.metric is not None and is_own(spec.metric):
+        load_own(spec.metric)
+    elif spec.metric is not None and not spec.metric.startswith(HUB):
+        known = known_metrics(goal.task, goal.problem_type, len(goal.labels))
+        if spec.metric not in known:
+            raise PlanError(f"unknown metric {spec.metric!r} for {goal.task}: {nearest(spec.metric, known)}")
+
+
+def _teacher(folder: str | Path, processor: Any, goal: Goal) -> Any:
+    """The teacher in evaluation mode. It reads the student's inputs, so the two must mean the same by them."""
+    model, own = load_tuned(folder, goal)
+    same = own.to_dict() == processor.to_dict() if goal.task == "image-classification" else (
+        own.get_vocab() == processor.get_vocab()
+    )  # fmt: skip
+    if not same:
+        raise CheckpointError(
+            f"teacher {folder} reads its inputs otherwise than the student (another vocabulary, or other image "
+            "sizes): distillation needs the same tokenizer or image processor"
+        )
+    return model
+
+
+def _check_fit(model: Any, processor: Any, rows: Sequence[Row], spec: TuneSpec, goal: Goal) -> tuple[str, ...]:
+    """What is wrong is an error now, not an hour in; what is only suspicious comes back as warnings."""
+    if goal.task == "image-classification":
+        return ()
+    longest = longest_input(model)
+    if longest is not None and spec.max_length > longest:
+        raise PlanError(f"max_length is {spec.max_length}, but the model has {longest} positions: lower max_length")
+    share = unknown_share(rows, processor)
+    if share < UNKNOWN_WARNING:
+        return ()
+    return (
+        f"{share:.0%} of the tokens of the training text are unknown to the tokenizer ({processor.unk_token}): "
+        "it was made for other text (another language, perhaps); take a model whose tokenizer knows this one",
+    )
+
+
+def _save(model: Any, processor: Any, folder: Path, spec: TuneSpec) -> int:
+    """Write a plain Hugging Face folder; returns the number of parameters in it."""
+    plain = merged(model).cpu()
+    for parameter in plain.parameters():
+        parameter.requires_grad = True  # what the strategy froze is nothing that a folder tells
+    if spec.strategy == "prompt":
+        from edgewise.prompts import save_prompt
+
+        save_prompt(plain, folder)
+    else:
+        plain.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return sum(p.numel() for p in plain.parameters())
+
+
+@dataclass
+class _Training:
+    """One run of the Trainer: what its parts share."""
+
+    model: Any
+    processor: Any
+    spec: TuneSpec
+    goal: Goal
+    rows: Sequence[Row]
+    val: Sequence[Row]
+    teacher: Any
+    work: Path
+    checkpoint_seconds: float
+    progress: Progress | None
+
+    def evaluate(self) -> dict[str, Score]:
+        return evaluate(
+            self.model, self.processor, self.val, self.goal,
+            max_length=self.spec.max_length, batch_size=self.spec.batch_size,
+            metrics=metrics_for(self.goal, self.spec.metric),
+        )  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        spec = self.spec
+        found = last_checkpoint(self.work)
+        best = BestEpoch(self.work, self.evaluate, spec.early_stopping) if spec.early_stopping else None
+        trainer = LossTrainer(
+            goal=self.goal,
+            weights=class_weights(spec.class_weights, self.rows, self.goal),
+            teacher=self.teacher,
+            temperature=spec.temperature,
+            share=spec.teacher_weight,
+            progress=self.progress,
+            what=f"{spec.strategy}, {len(self.rows)} rows",
+            losses=found.losses if found else (),
+            model=self.model,
+            args=_arguments(spec, self.work),
+            train_dataset=encode(self.rows, self.goal, self.processor, spec.max_length),
+            data_collator=collator(self.goal, self.processor),
+            # The best epoch is noted before a checkpoint is written, so that a resumed training knows of it.
+            callbacks=[best] if best else [],
+        )
+        trainer.add_callback(SaveByTime(trainer.losses, self.checkpoint_seconds))
+        start = perf_counter()
+        with PeakMemory(trainer.args.device) as memory:
+            trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+        seconds = perf_counter() - start
+        if best is not None:
+            best.restore(self.model)
+        return {
+            "seconds": seconds,
+            "steps": trainer.state.global_step,
+            "epochs": float(trainer.state.epoch or 0.0),
+            "train_loss": fmean(trainer.losses),
+            "device": str(trainer.args.device),
+            "peak_memory": memory.peak,
+            "metrics": (best.metrics if best else plain(self.evaluate())) if self.val else {},
+        }
 
 
 def _arguments(spec: TuneSpec, folder: Path) -> TrainingArguments:
-    gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder),
+    return training_arguments(
+        folder,
         num_train_epochs=spec.epochs,
         per_device_train_batch_size=spec.batch_size,
         learning_rate=spec.learning_rate or DEFAULT_LEARNING_RATE[spec.strategy],
         warmup_ratio=spec.warmup,
         weight_decay=spec.weight_decay,
         seed=spec.seed,
-        use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(),
-        save_strategy="no",
-        logging_steps=10,
-        logging_nan_inf_filter=False,  # a NaN loss must be seen, not averaged away
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=gpu,
-        remove_unused_columns=False,
     )
-
-
-class _Encoded(torch.utils.data.Dataset):
-    """Rows as token ids, tokenized once; padding is left to the collator."""
-
-    def __init__(self, rows: Sequence[Row], labels: Sequence[str], tokenizer: Any, max_length: int) -> None:
-        pairs = [r.text_pair for r in rows]
-        encoded = tokenizer(
-            [r.text for r in rows],
-            [p or "" for p in pairs] if any(p is not None for p in pairs) else None,
-            truncation=True,
-            max_length=max_length,
-        )
-        index = {label: i for i, label in enumerate(labels)}
-        self.items = [
-            {**{k: encoded[k][i] for k in encoded}, "labels": index[str(r.label)]} for i, r in enumerate(rows)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.items[i]
-
-
-class _Watch(TrainerCallback):
-    """Tells how far training is, and stops it when the loss is no number."""
-
-    def __init__(self, progress: Progress | None, what: str) -> None:
-        self.progress, self.what, self.loss = progress, what, float("nan")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.progress:
-            loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3f}"
-            self.progress(state.global_step, state.max_steps, self.what + loss)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            rate = (logs or {}).get("learning_rate", args.learning_rate)
-            raise TrainingError(
-                f"the loss is {loss} at step {state.global_step} with learning rate {rate:.2g}: "
-                "try a lower learning_rate, more warmup, or another seed"
-            )
-        self.loss = loss
-
-
-def _printer() -> Any:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
-
-
-def _quiet() -> None:
-    """A fresh head on a pretrained body is what fine-tuning means; transformers need not warn of it."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

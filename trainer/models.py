@@ -1,81 +1,227 @@
-"""Models before training: loaded with a fresh head, cut to fewer layers, wrapped for LoRA."""
+"""Models before training: loaded with a head for the task, or built from a config alone, and cut to fewer layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+import transformers
 
 from edgewise.errors import CheckpointError, PlanError
-from edgewise.plan import TuneSpec
+from edgewise.prompts import prompt_tokens
 from edgewise.sources import check_model_folder
+from edgewise.types import AUTO_CLASSES, ProblemType, Task
 
-DEFAULT_LEARNING_RATE = {"full": 5e-5, "lora": 5e-4}
+
+@dataclass(frozen=True)
+class Goal:
+    """What a model is to learn."""
+
+    task: Task = "text-classification"
+    labels: tuple[str, ...] = ()
+    """In the order of the model's outputs; () where the task has none."""
+    problem_type: ProblemType = "single_label_classification"
+    """Of text classification."""
+
+    @property
+    def outputs(self) -> int | None:
+        """Size of the head; None where the head is the vocabulary."""
+        if self.task in ("text-generation", "text2text-generation"):
+            return None
+        return 1 if self.regression else len(self.labels)
+
+    @property
+    def regression(self) -> bool:
+        return self.task == "text-classification" and self.problem_type == "regression"
+
+    @property
+    def multi_label(self) -> bool:
+        return self.task == "text-classification" and self.problem_type == "multi_label_classification"
 
 
-def load_classifier(source: str | Path, labels: Sequence[str], spec: TuneSpec) -> tuple[Any, Any]:
-    """(model, tokenizer) with a head for `labels`, prepared for the strategy of `spec`.
+def auto_class(task: Task) -> Any:
+    """Transformers' Auto class for a task. Raises PlanError for a task that is not trained."""
+    if task not in AUTO_CLASSES:
+        raise PlanError(f"task {task!r} is not trained; expected one of {', '.join(AUTO_CLASSES)}")
+    return getattr(transformers, AUTO_CLASSES[task])
 
-    Raises CheckpointError for what transformers cannot load, PlanError for layers that the model does not have.
+
+def load_model(source: str | Path, goal: Goal) -> tuple[Any, Any]:
+    """(model, tokenizer or image processor) with a head for the goal, in fp32.
+
+    A folder without weights is initialised from its config.
+
+    Raises CheckpointError for what transformers cannot load, or a model that was prompt-tuned.
     """
-    if Path(source).is_dir():
-        check_model_folder(Path(source))
+    auto = auto_class(goal.task)
+    local = Path(source)
+    if tokens := prompt_tokens(local):
+        raise CheckpointError(
+            f"{source} was prompt-tuned: a new training would lose its {tokens} virtual tokens: start from the model "
+            "that it was made from"
+        )
+    if local.is_dir() and goal.task != "image-classification":
+        check_model_folder(local)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(
-            source,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-            problem_type="single_label_classification",
-        )
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True
-        )
+        processor = load_processor(source, goal)
+        config = transformers.AutoConfig.from_pretrained(source, **_head(goal))
+        if local.is_dir() and not has_weights(local):
+            model = auto.from_config(config, dtype=torch.float32)
+        else:
+            model = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True,
+                                         ignore_mismatched_sizes=goal.outputs is not None)  # fmt: skip
     except Exception as error:  # transformers raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source} does not load as a model for text classification: {first}") from error
+        raise CheckpointError(f"{source} does not load as a model for {goal.task}: {first}") from error
+    if goal.task != "image-classification":
+        _pad_token(source, model, processor)
+    return model, processor
+
+
+def load_tuned(folder: str | Path, goal: Goal) -> tuple[Any, Any]:
+    """(model, processor) of a folder that was tuned for the goal, with its prompt where it has one.
+
+    Raises CheckpointError where its labels are not the goal's, in the same order.
+    """
+    from edgewise.prompts import load_prompted
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model = load_prompted(Path(folder), auto_class(goal.task), dtype=torch.float32, use_safetensors=True)
+        processor = load_processor(folder, goal)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not load as a tuned model: {str(error).splitlines()[0]}") from error
+    if goal.outputs is not None and not goal.regression:
+        found = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+        if found != goal.labels:
+            raise CheckpointError(f"{folder} has labels {list(found)}, expected {list(goal.labels)} in this order")
+    return model, processor
+
+
+def has_weights(folder: Path) -> bool:
+    """False for a folder with a config alone."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.h5", "*.msgpack"))
+
+
+def _head(goal: Goal) -> dict[str, Any]:
+    if goal.outputs is None:
+        return {}
+    names = goal.labels or ("value",)
+    head: dict[str, Any] = {
+        "num_labels": goal.outputs,
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: i for i, label in enumerate(names)},
+    }
+    if goal.task == "text-classification":
+        head["problem_type"] = goal.problem_type
+    return head
+
+
+def load_processor(source: str | Path, goal: Goal) -> Any:
+    """The tokenizer, or the image processor."""
+    if goal.task == "image-classification":
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(source, use_fast=False)
+        except (OSError, ValueError):  # a bare config: its own size, and ViT's way with pixels
+            size = transformers.AutoConfig.from_pretrained(source).image_size
+            return transformers.ViTImageProcessor(size={"height": size, "width": size})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if goal.task == "token-classification" and getattr(tokenizer, "add_prefix_space", True) is False:
+        # Byte-level tokenizers take a list of words only where each starts with a space.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+    return tokenizer
+
+
+def _pad_token(source: str | Path, model: Any, tokenizer: Any) -> None:
+    """GPT-like tokenizers often have no padding token: the end of text serves, and the model must know it."""
+    if getattr(model.config, "type_vocab_size", 0) < 1:
+        # A tokenizer without a class of its own gives them to every model; GPT-2 would add word vectors for them.
+        tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{source}: its tokenizer has no padding token, which training in batches needs")
-    if spec.keep_layers is not None:
-        cut_depth(model, spec.keep_layers)
-    if spec.strategy == "lora":
-        model = add_lora(model, spec.lora_rank)
-    return model, tokenizer
+        if tokenizer.eos_token_id is None:
+            raise CheckpointError(
+                f"{source}: its tokenizer has no padding token, nor one for the end of text, which training in "
+                "batches needs: set tokenizer.pad_token and save it again"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise CheckpointError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, its model only "
+            f"{model.get_input_embeddings().num_embeddings}: save the two that belong together"
+        )
+
+
+def longest_input(model: Any) -> int | None:
+    """Positions that the model has, in tokens; None where there is no limit (relative positions)."""
+    config = model.config
+    if getattr(config, "model_type", "") in ("t5", "mt5", "umt5", "longt5"):
+        return None  # relative positions; n_positions in its config binds nothing
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            # RoBERTa counts its positions from the padding id on.
+            return value - (config.pad_token_id + 1) if config.model_type in ("roberta", "xlm-roberta") else value
+    return None
 
 
 def cut_depth(model: Any, keep: Sequence[int]) -> None:
-    """Keep only the named encoder layers, in the order given; the config follows.
+    """Keep only the named layers, in the order given, of the encoder and of the decoder; the config follows.
 
     Layer dropping as in Sajjad et al., 'On the effect of dropping layers of pre-trained transformer models',
     Computer Speech & Language 77, 2023.
     """
+    if model.config.model_type == "albert":
+        raise PlanError("keep_layers: ALBERT's layers share their weights; there is nothing to cut")
     depth = model.config.num_hidden_layers
     if not keep or len(set(keep)) < len(keep) or any(not 0 <= i < depth for i in keep):
         raise PlanError(f"keep_layers is {list(keep)}; expected different layers from 0 to {depth - 1}")
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, torch.nn.ModuleList) and len(child) == depth:
-                setattr(parent, name, torch.nn.ModuleList([child[i] for i in keep]))
-                model.config.num_hidden_layers = len(keep)
-                return
-    raise PlanError(f"keep_layers: found no list of {depth} layers in a {model.config.model_type} model")
+    stacks = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) == depth
+    ]
+    wanted = 2 if model.config.is_encoder_decoder else 1
+    if len(stacks) < wanted:
+        raise PlanError(f"keep_layers: found no list of {depth} layers in a {model.config.model_type} model")
+    for parent, name in stacks[:wanted]:
+        kept = torch.nn.ModuleList([getattr(parent, name)[i] for i in keep])
+        _renumber(kept)
+        if model.config.is_encoder_decoder and 0 not in keep:
+            _move_relative_bias(getattr(parent, name)[0], kept[0])
+        setattr(parent, name, kept)
+        if hasattr(parent, "config") and parent.config is not model.config:
+            parent.config.num_hidden_layers = len(keep)
+            if hasattr(parent.config, "num_layers"):
+                parent.config.num_layers = len(keep)
+    _set_depth(model.config, keep)
 
 
-def add_lora(model: Any, rank: int) -> Any:
-    """Wrap for LoRA (Hu et al. 2021, arXiv:2106.09685) on the attention matrices that PEFT names for the family."""
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, lora_dropout=0.0)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise PlanError(f"LoRA does not know where to go in a {model.config.model_type} model: {error}") from error
+def _renumber(layers: torch.nn.ModuleList) -> None:
+    """The key-value cache finds a layer by its number."""
+    for i, layer in enumerate(layers):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = i
 
 
-def merged(model: Any) -> Any:
-    """The plain model, with LoRA's matrices added into the weights that they adapt."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def _move_relative_bias(old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """T5's first layer holds the position bias of all: it must not be cut off with it."""
+    source = old.layer[0].SelfAttention
+    target = new.layer[0].SelfAttention
+    if getattr(source, "has_relative_attention_bias", False):
+        target.relative_attention_bias = source.relative_attention_bias
+        target.has_relative_attention_bias = True
+
+
+def _set_depth(config: Any, keep: Sequence[int]) -> None:
+    config.num_hidden_layers = len(keep)
+    if hasattr(config, "num_decoder_layers"):
+        config.num_decoder_layers = len(keep)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in keep]

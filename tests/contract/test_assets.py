@@ -12,12 +12,15 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from edgewise import assets
 from edgewise.assets import ASSETS, Asset, Member, asset_path, cache_folder, is_sound
+from edgewise.downloads import extract
 from edgewise.errors import DataError, UserError
+from edgewise.prepare import unix_decompress
 
 DATA = b"id\t1\ta fine film\n" * 40
 
@@ -70,7 +73,6 @@ def wheel_asset(cache: Path, files: dict[str, bytes]) -> Asset:
         name="test-asset",
         about="a test",
         requirement="edgewise-test-asset==1.0",
-        source_only=False,
         sha256=sha256(file.read_bytes()),
         files={Path(name).name: member(name, data) for name, data in files.items()},
         result="",
@@ -86,7 +88,9 @@ def small(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     return asset
 
 
-@pytest.mark.parametrize("name", ASSETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if asset.default else pytest.mark.slow) for name, asset in ASSETS.items()]
+)
 def test_real_assets_are_what_was_recorded(name: str) -> None:
     path = asset_path(name)
     asset = ASSETS[name]
@@ -158,6 +162,121 @@ def test_index_out_of_reach_is_one_clear_error(
     assert "Traceback" not in out.err
 
 
+def shout(source: Path, out: Path) -> None:
+    """A preparation: what it reads, in capitals."""
+    text = b"".join(file.read_bytes() for file in sorted(source.iterdir()))
+    (out / "loud.txt").write_bytes(text.upper())
+
+
+def silent(source: Path, out: Path) -> None:
+    (out / "loud.txt").write_bytes(b"half")
+    raise DataError("no data to shout")
+
+
+@pytest.fixture
+def prepared(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
+    asset = wheel_asset(cache, {"folder/a.txt": DATA, "folder/b.txt": b"second", "other.txt": b"x"})
+    kept = {"a.txt": asset.files["a.txt"]}
+    asset = replace(asset, files=kept, prepare=shout, sources=("folder/*.txt",), makes=("loud.txt",), result="loud.txt")
+    monkeypatch.setitem(ASSETS, asset.name, asset)
+    return asset
+
+
+def test_prepared_once_and_again_where_it_changed(
+    prepared: Asset, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = (DATA + b"second").upper()
+
+    def fetched() -> int:
+        assets._sound.clear()  # as a new process
+        assert asset_path("test-asset").read_bytes() == wanted
+        return capfd.readouterr().err.count("preparing test-asset")
+
+    assert fetched() == 1
+    assert fetched() == 0
+    assert sorted(p.name for p in (cache / "test-asset").iterdir()) == ["a.txt", "loud.txt", "prepared.json"]
+    assert asset_path("test-asset/a.txt").read_bytes() == DATA
+    (cache / "test-asset" / "loud.txt").write_bytes(wanted[:-1] + b"x")
+    assert fetched() == 1
+    (cache / "test-asset" / "prepared.json").write_text('{"files": 3}')
+    assert fetched() == 1
+    monkeypatch.setitem(ASSETS, "test-asset", replace(prepared, edition=2))
+    assert fetched() == 1
+    with pytest.raises(DataError, match=r"asset 'test-asset' has no file 'lout.txt': did you mean 'loud.txt'"):
+        asset_path("test-asset/lout.txt")
+
+
+def test_preparation_that_fails_leaves_nothing(prepared: Asset, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ASSETS, "test-asset", replace(prepared, prepare=silent))
+    with pytest.raises(DataError, match="no data to shout"):
+        asset_path("test-asset")
+    monkeypatch.setitem(ASSETS, "test-asset", replace(prepared, sources=("folder/*.txt", "nowhere/*")))
+    with pytest.raises(DataError, match=r"holds no plain file nowhere/\*"):
+        asset_path("test-asset")
+    assert [p.name for p in cache.iterdir()] == [".lock"]
+
+
+def write_deb(files: dict[str, bytes]) -> bytes:
+    """A Debian package: an ar archive of three members, of which the second has an odd size."""
+    data = b"!<arch>\n"
+    for name, content in (("debian-binary", b"2.0\n"), ("control.tar.gz", b"odd"), ("data.tar.gz", write_tar(files))):
+        data += f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(content):<10}`\n".encode() + content
+        data += b"\n" * (len(content) % 2)
+    return data
+
+
+@pytest.mark.parametrize("registry", ["npm", "debian"])
+def test_other_registries_by_their_address(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, registry: Literal["npm", "debian"]
+) -> None:
+    # The clients know no such package (npm is not even asked to look it up); the address leads to it.
+    monkeypatch.setenv("npm_config_offline", "true")
+    inner = "./usr/share/a.txt" if registry == "debian" else "package/a.txt"
+    file = cache.parent / "index" / ("a.deb" if registry == "debian" else "a.tgz")
+    file.write_bytes(write_deb({inner: DATA}) if registry == "debian" else write_tar({inner: DATA}))
+    requirement = "edgewise-test-asset=1.0" if registry == "debian" else "edgewise-test-asset@1.0.0"
+    asset = Asset(
+        name="test-asset",
+        about="a test",
+        requirement=requirement,
+        registry=registry,
+        url=file.as_uri(),
+        sha256=sha256(file.read_bytes()),
+        licence="none",
+        source="this test",
+        files={"kept.txt": member(inner)},
+        prepare=shout,
+        sources=(inner[:-5] + "?.txt",),
+        makes=("loud.txt",),
+    )
+    monkeypatch.setitem(ASSETS, "test-asset", asset)
+    assert (asset_path("test-asset") / "kept.txt").read_bytes() == DATA
+    assert asset_path("test-asset/loud.txt").read_bytes() == DATA.upper()
+    assets._sound.clear()
+    monkeypatch.setitem(ASSETS, "test-asset", replace(asset, sha256="0" * 64))
+    with pytest.raises(DataError, match=r"downloaded sha256 .*; expected sha256 0000"):
+        asset_path("test-asset")
+    monkeypatch.setitem(ASSETS, "test-asset", replace(asset, sha256="0" * 64, url=f"{file.as_uri()}.gone"))
+    client = "apt-get" if registry == "debian" else "npm"
+    with pytest.raises(UserError, match=rf"{client} could not download {requirement}: file://.*connect to a"):
+        asset_path("test-asset")
+
+
+def test_broken_debian_packages(tmp_path: Path) -> None:
+    whole = write_deb({"./a.txt": DATA})
+    for data in (b"", b"!<arch>\n", whole[:200], b"PK" + whole[2:], whole.replace(b"data.tar.gz ", b"date.tar.gz ")):
+        (tmp_path / "a.deb").write_bytes(data)
+        with pytest.raises(DataError, match=r"a\.deb is no readable archive|holds no plain file"):
+            extract(tmp_path / "a.deb", {"a.txt": member("./a.txt")}, tmp_path / "out")
+
+
+def test_unix_decompress_refuses_what_is_broken() -> None:
+    # what it makes of good data is seen in the verses of asset:kjv
+    for broken in (b"", b"\x1f\x8b\x08", b"\x1f\x9d\x10abc", b"\x1f\x9d\x90" + b"\xff" * 50):
+        with pytest.raises(DataError, match=r"\.Z data"):
+            unix_decompress(broken)
+
+
 def test_unknown_name_and_list(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match=r"unknown asset 'movie-review': did you mean 'movie-reviews'"):
         asset_path("movie-review")
@@ -175,16 +294,16 @@ def test_tar_within_tar_and_links(tmp_path: Path) -> None:
     inner = write_tar({"data/rows.txt": DATA}, links={"data/link.txt": "/etc/passwd"})
     outer = tmp_path / "outer.tar.gz"
     outer.write_bytes(write_tar({"pkg/inner.tar.gz": inner, "../../evil.txt": DATA}))
-    assets._extract(outer, member("pkg/inner.tar.gz!data/rows.txt"), tmp_path / "out" / "rows.tsv")
+    extract(outer, {"rows.tsv": member("pkg/inner.tar.gz!data/rows.txt")}, tmp_path / "out")
     assert (tmp_path / "out" / "rows.tsv").read_bytes() == DATA
     with pytest.raises(DataError, match=r"holds no plain file data/link\.txt"):
-        assets._extract(outer, member("pkg/inner.tar.gz!data/link.txt"), tmp_path / "out" / "link.txt")
+        extract(outer, {"link.txt": member("pkg/inner.tar.gz!data/link.txt")}, tmp_path / "out")
     # A name that climbs out is at most read from: it never becomes a path.
-    assets._extract(outer, member("../../evil.txt"), tmp_path / "out" / "kept.txt")
+    extract(outer, {"kept.txt": member("../../evil.txt")}, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.rglob("*.t*")) == ["kept.txt", "outer.tar.gz", "rows.tsv"]
     (tmp_path / "broken.tar.gz").write_bytes(outer.read_bytes()[:100])
     with pytest.raises(DataError, match=r"broken\.tar\.gz is no readable archive"):
-        assets._extract(tmp_path / "broken.tar.gz", member("x"), tmp_path / "out" / "x.txt")
+        extract(tmp_path / "broken.tar.gz", {"x.txt": member("x")}, tmp_path / "out")
 
 
 def test_two_processes_at_once_fetch_once(small: Asset, cache: Path) -> None:

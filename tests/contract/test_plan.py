@@ -217,3 +217,30 @@ def test_splits_of_a_dataset_must_differ(folder: Path) -> None:
     with pytest.raises(PlanError, match=r":7: data\.split: .*the three must differ"):
         read(folder, dataset)
     assert read(folder, dataset.replace("confirm: test", "confirm: held")).data.split["confirm"] == "held"
+
+
+def test_a_teacher_stands_above_its_student(folder: Path) -> None:
+    taught = changed("keep_layers: [0, 2, 5]", "keep_layers: [0, 2, 5], teacher: {}")
+    plan = read(folder, taught.replace("{}", "l6"))
+    assert [getattr(c.tune, "teacher", None) for c in plan.candidates] == [None, "l6", None]
+    (folder / "tuned").mkdir()
+    assert read(folder, taught.replace("{}", "tuned")).candidates[1].name == "l3"
+    with pytest.raises(
+        PlanError, match=r":16: candidates\[1\]\.tune\.teacher: .*'l5'; no such candidate or folder: known: l6"
+    ):
+        read(folder, taught.replace("{}", "l5"))
+    below = changed("epochs: 1,", "epochs: 1, teacher: l3,")
+    with pytest.raises(PlanError, match=r":13: candidates\[0\]\.tune\.teacher: .*does not stand above 'l6'"):
+        read(folder, below)
+
+
+def test_options_of_every_strategy(folder: Path) -> None:
+    extra = "strategy: prompt, prompt_tokens: 8, class_weights: {positive: 2.0}, early_stopping: 2, metric: f1"
+    tune = read(folder, changed("strategy: full", extra)).candidates[0].tune
+    assert tune != "none"
+    assert (tune.strategy, tune.prompt_tokens, tune.early_stopping, tune.metric) == ("prompt", 8, 2, "f1")
+    assert tune.class_weights == {"positive": 2.0}
+    with pytest.raises(PlanError, match=r":13: candidates\[0\]\.tune"):
+        read(folder, changed("strategy: full", "strategy: adapters"))
+    with pytest.raises(PlanError, match=r":13: candidates\[0\]\.tune"):
+        read(folder, changed("strategy: full", "class_weights: heavy"))

@@ -62,9 +62,13 @@ def test_strategies_report_what_they_train(minilm, rows, review_splits, tmp_path
 def test_lora_merged_answers_as_the_adapted_model(minilm, rows, review_splits) -> None:
     import torch
 
-    from edgewise.trainer.models import load_classifier, merged
+    from edgewise.trainer.models import Goal, cut_depth, load_model
+    from edgewise.trainer.strategies import merged, prepare
 
-    model, tokenizer = load_classifier(minilm, review_splits.labels, TuneSpec(strategy="lora", keep_layers=(0,)))
+    goal = Goal(labels=review_splits.labels)
+    model, tokenizer = load_model(minilm, goal)
+    cut_depth(model, (0,))
+    model = prepare(model, tokenizer, TuneSpec(strategy="lora"), goal)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -91,10 +95,11 @@ def test_finished_training_is_not_repeated_and_changed_options_are(minilm, rows,
 def test_keep_layers_keeps_those_layers(minilm, rows, review_splits) -> None:
     from transformers import AutoModel
 
-    from edgewise.trainer.models import load_classifier
+    from edgewise.trainer.models import Goal, cut_depth, load_model
 
     whole = AutoModel.from_pretrained(minilm)
-    cut, _ = load_classifier(minilm, review_splits.labels, TuneSpec(keep_layers=(0, 4)))
+    cut, _ = load_model(minilm, Goal(labels=review_splits.labels))
+    cut_depth(cut, (0, 4))
     assert cut.config.num_hidden_layers == 2
     for ours, theirs in zip(cut.bert.encoder.layer, (whole.encoder.layer[0], whole.encoder.layer[4]), strict=True):
         assert ours.output.dense.weight.equal(theirs.output.dense.weight)
