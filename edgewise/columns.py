@@ -12,6 +12,9 @@ from edgewise.types import TRAINED_TASKS, ProblemType, Task
 if TYPE_CHECKING:
     from edgewise.data_spec import DataSpec, LabelRule
 
+BUILT_IN_SLICES = ("length", "class")
+"""Slices that need no column; a column of that name goes before them."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -76,7 +79,7 @@ class Columns:
             found[("label", "column") if self.rule else ("label",)] = self.answer
             if isinstance(self.label, tuple):
                 found |= {("label", i): column for i, column in enumerate(self.label)}
-        found |= {("slices", i): column for i, column in enumerate(self.slices)}
+        found |= {("slices", i): column for i, column in enumerate(self.slices) if column not in BUILT_IN_SLICES}
         return {keys: column for keys, column in found.items() if column is not None}
 
     @cached_property

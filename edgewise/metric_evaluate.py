@@ -97,5 +97,9 @@ def hub_value(name: str, given: list[Any], right: list[Any], labels: Sequence[st
     bare = name.removeprefix(HUB)
     averaged = bare in ("f1", "precision", "recall") and given and isinstance(given[0], int)
     options = {"average": "binary" if len(labels) == 2 else "macro"} if averaged else {}
-    found: Mapping[str, Any] = _hub_metric(bare).compute(predictions=given, references=right, **options)
-    return float(found[bare] if bare in found else next(iter(found.values())))
+    metric = _hub_metric(bare)
+    try:
+        found: Mapping[str, Any] = metric.compute(predictions=given, references=right, **options)
+        return float(found[bare] if bare in found else next(iter(found.values())))
+    except Exception as error:  # the code of the hub: anything may come
+        raise DataError(f"metric {name!r} raised {type(error).__name__}: {error}") from error

@@ -25,15 +25,21 @@ def is_own(name: str) -> bool:
     return _MARK in name
 
 
+def own_file(name: str) -> Path:
+    """The file of 'file.py:function'. Raises DataError where it is not there."""
+    file = Path(name.rpartition(":")[0]).expanduser()
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "no such file"
+        raise DataError(f"metric {name!r}: {what} {str(file)!r} (looked from {Path.cwd()}); expected a Python file")
+    return file
+
+
 def load_own(name: str) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
     """The function of 'file.py:function'; the file is run once for each of its contents.
 
     Raises DataError for a file or a function that is not there, or a file that fails when it is run.
     """
-    path, _, wanted = name.rpartition(":")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"metric {name!r}: no such file {str(file)!r} (looked from {Path.cwd()})")
+    file, wanted = own_file(name), name.rpartition(":")[2]
     module = _module(name, file)
     functions = tuple(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
     found = getattr(module, wanted, None) if wanted.isidentifier() else None
@@ -61,7 +67,7 @@ def call_own(
     """
     try:
         value = function(predictions, references)
-    except Exception as error:  # the user's code: anything may come
+    except (Exception, SystemExit) as error:  # the user's code: anything may come
         line = _line_of(error, function)
         raise DataError(f"metric {name!r} raised {type(error).__name__}: {error}{line}") from error
     if isinstance(value, Mapping):
@@ -85,7 +91,7 @@ def _module(name: str, file: Path) -> Any:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[key]
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             raise
         raise DataError(f"metric {name!r}: {file} does not run: {type(error).__name__}: {error}") from error
     return module

@@ -63,7 +63,7 @@ def _row(record: Record, table: Table, columns: Columns, names: tuple[str, ...] 
     for column in columns.needed:
         if column not in record.values:
             raise _missing(record.place, column, tuple(map(str, record.values)), columns)
-    slices = tuple((column, _slice(record.values[column])) for column in columns.slices)
+    slices = tuple((column, _slice(record.values[column])) for column in columns.slices if column in record.values)
     if columns.task == "image-classification":
         image = _image(record, columns.image, table.base)
         label, keep = _label(record, columns, names)

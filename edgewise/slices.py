@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from edgewise.columns import BUILT_IN_SLICES
 from edgewise.data import Row
 from edgewise.errors import DataError, nearest
 
 LENGTH_EDGES = (50, 100, 200, 400)
 """Characters: fixed, so that the slices of two sets of rows are the same."""
-BUILT_IN = ("length", "class")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def make_slices(rows: Sequence[Row], by: Sequence[str]) -> tuple[Slice, ...]:
         elif name == "class":
             found += by_class(rows)
         else:
-            raise DataError(f"no slice {name!r}: {nearest(name, (*columns, *BUILT_IN))}; columns need data: slices")
+            raise DataError(
+                f"no slice {name!r}: {nearest(name, (*columns, *BUILT_IN_SLICES))}; columns need data: slices"
+            )
     return tuple(found)
 
 

@@ -61,6 +61,10 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
 def run_rank(args: argparse.Namespace) -> int:
     if args.rows < 10:
         raise PlanError(f"--rows is {args.rows}; expected at least 10")
+    if args.threads < 1:
+        raise PlanError(f"--threads is {args.threads}; expected at least 1")
+    if args.seed < 0:
+        raise PlanError(f"--seed is {args.seed}; expected at least 0")
     limit = _limit(args.budget)
     say = Reporter()
     candidates, train, val, labels, task = _task(args, say)
@@ -92,7 +96,8 @@ def run_rank(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(result), indent=2, ensure_ascii=False))
     else:
         print(table(result))
-    return 4 if any(s.failed for s in result.scores) else 0
+    failed = [s for s in result.scores if s.failed]
+    return 0 if not failed else (2 if len(failed) == len(result.scores) else 4)
 
 
 def _limit(budget: str | None) -> float | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgewise.plan import TuneSpec
     from edgewise.trainer import TuneResult
     from edgewise.training import TrainedCandidate
+    from edgewise.types import Task
 
 STRATEGIES = ("full", "ffn", "prompt", "lora")
 
@@ -54,6 +55,12 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", default="image", help="column with the image (image classification)")
     group.add_argument("--val", metavar="FILE", help="rows to measure on; same columns")
     group.add_argument("--val-share", type=float, metavar="X", help="or this share of the rows, by a hash of the row")
+    group.add_argument(
+        "--unseen",
+        choices=["error", "leave_out"],
+        default="error",
+        help="val rows with a label that training never shows: refused, or left out and counted",
+    )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +113,13 @@ def _one(args: argparse.Namespace) -> int:
     from edgewise.sources import local_folder, weights_digest
 
     spec = _spec(args)
+    _check_kind(args)
     rows, val = _rows(args)
-    labels = labels_of([*rows, *val], args.task)
+    labels = labels_of(rows, args.task)
+    if args.unseen == "leave_out":
+        val = _without_unseen(val, labels, args.task)
+    if spec.metric is not None and not val:
+        raise PlanError(f"--metric {spec.metric}: nothing to measure it on: give --val FILE or --val-share X")
     source = local_folder(args.source, Path)
     from edgewise.trainer import tune  # seconds of imports: what is typed wrong was said before
 
@@ -133,6 +145,25 @@ def _one(args: argparse.Namespace) -> int:
     else:
         _print(done, labels)
     return 0
+
+
+def _check_kind(args: argparse.Namespace) -> None:
+    """Options that the task would pass over in silence."""
+    if args.task == "text-classification":
+        return
+    for name, usual in (("problem_type", "single_label_classification"), ("text_pair", None)):
+        if getattr(args, name) != usual:
+            flag = f"--{name.replace('_', '-')}"
+            raise PlanError(f"{flag} {getattr(args, name)} is for task text-classification, not {args.task}")
+
+
+def _without_unseen(val: list[Row], labels: Sequence[str], task: Task) -> list[Row]:
+    from edgewise.data import labels_of
+
+    kept = [row for row in val if set(labels_of([row], task)).issubset(labels)]
+    if len(kept) < len(val):
+        print(f"{len(val) - len(kept)} val rows left out: training shows none of their labels", file=sys.stderr)
+    return kept
 
 
 def _print(done: TuneResult, labels: Sequence[str]) -> None:
@@ -252,11 +283,20 @@ def _plan(args: argparse.Namespace) -> int:
     from edgewise.training import tune_plan
 
     plan = read_plan(args.source)
-    out = Path(args.out) if args.out else Path("runs") / plan.path.stem
-    out.mkdir(parents=True, exist_ok=True)
-    say = Reporter(out / "tune.log")
-    with say.step("data"):
+    if plan.task == "text-generation" and plan.data.slices:
+        raise PlanError(
+            f"{plan.path}: data.slices is {list(plan.data.slices)}, but perplexity is that of the running text as a "
+            "whole: remove slices"
+        )
+    with Reporter().step("data"):
         splits = load_splits(plan.data, plan.task, plan.resolve)
+    out = Path(args.out) if args.out else Path("runs") / plan.path.stem
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        say = Reporter(out / "tune.log")
+        say.log(f"start: {args.source}")
+    except OSError as error:
+        raise PlanError(f"--out {out} cannot be written ({error.strerror or error}): name another folder") from error
     say.say(f"  rows: {len(splits.train)} train, {len(splits.val)} val, {len(splits.confirm)} confirm")
     done = tune_plan(plan, splits, out / "checkpoints", say)
     record = [_as_json(d) for d in done]

@@ -17,12 +17,19 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from edgewise.data import Row
-from edgewise.errors import CheckpointError, DataError
+from edgewise.errors import CheckpointError, DataError, PlanError
 from edgewise.metric_scores import NoValueError, perplexity
 from edgewise.progress import Progress
-from edgewise.sources import check_model_folder
 from edgewise.trainer.encode import pixel_batch, text_columns
-from edgewise.trainer.models import Goal, cut_depth, has_weights, load_processor
+from edgewise.trainer.models import (
+    Goal,
+    check_folder,
+    cut_depth,
+    first_line,
+    has_weights,
+    load_processor,
+    longest_input,
+)
 from edgewise.types import Task
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -74,6 +81,9 @@ def pooled_features(
         raise DataError("no rows to make features of")
     start = perf_counter()
     model, processor, causal = _load(source, keep_layers, task)
+    longest = None if task == "image-classification" else longest_input(model.config)
+    if longest is not None and max_length > longest:
+        raise PlanError(f"max_length is {max_length}, but {source} has {longest} positions: lower max_length")
     load_s = perf_counter() - start
     start = perf_counter()
     values: Any = None
@@ -136,8 +146,7 @@ def _load(source: str | Path, keep_layers: Sequence[int] | None, task: Task) -> 
     """(model in eval mode, tokenizer or image processor, whether it is a causal language model with its head)."""
     local = Path(source)
     images = task == "image-classification"
-    if local.is_dir() and not images:
-        check_model_folder(local)
+    check_folder(local, task)
     try:
         config = AutoConfig.from_pretrained(source)
         causal = not images and any(name.endswith(_CAUSAL) for name in config.architectures or ())
@@ -149,8 +158,7 @@ def _load(source: str | Path, keep_layers: Sequence[int] | None, task: Task) -> 
             model = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
         processor = load_processor(source, Goal(task))
     except Exception as error:  # transformers raises many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source} does not load as a model for {task}: {first}") from error
+        raise CheckpointError(f"{source} does not load as a model for {task}: {first_line(error)}") from error
     if not images:
         if processor.pad_token_id is None:
             processor.pad_token = processor.eos_token or processor.unk_token

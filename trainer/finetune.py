@@ -15,27 +15,33 @@ import msgspec
 from transformers import TrainingArguments, set_seed
 
 from edgewise.data import Row, digest_rows
-from edgewise.errors import CheckpointError, PlanError, TrainingError, nearest
-from edgewise.files import digest_json, new_folder, write_json
-from edgewise.metric_user import is_own, load_own
-from edgewise.metrics import HUB, Score, known_metrics
+from edgewise.errors import CheckpointError, TrainingError
+from edgewise.files import digest_json, new_folder, sha256_file, write_json
+from edgewise.metric_user import is_own, own_file
+from edgewise.metrics import Score
 from edgewise.plan import TuneSpec
 from edgewise.progress import Progress
-from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, last_checkpoint, read_record, training_folder
-from edgewise.trainer.encode import collator, encode, unknown_share
+from edgewise.trainer.checkpoints import (
+    EVERY_SECONDS,
+    SaveByTime,
+    check_out,
+    last_checkpoint,
+    read_record,
+    training_folder,
+)
+from edgewise.trainer.encode import collator, encode
 from edgewise.trainer.evaluation import evaluate, metrics_for
 from edgewise.trainer.losses import LossTrainer, class_weights
 from edgewise.trainer.memory import PeakMemory
-from edgewise.trainer.models import Goal, auto_class, cut_depth, load_model, load_tuned, longest_input
+from edgewise.trainer.models import Goal, auto_class, cut_depth, load_model, load_tuned
 from edgewise.trainer.row_checks import check_rows
+from edgewise.trainer.start_checks import check_fit, check_spec
 from edgewise.trainer.strategies import DEFAULT_LEARNING_RATE, merged, prepare, trainable_parameters
-from edgewise.trainer.watch import BestEpoch, plain, quiet, training_arguments
+from edgewise.trainer.watch import BestEpoch, plain, precision_name, quiet, training_arguments
 from edgewise.types import ProblemType, Task
 
 RECORD = "tune.json"
 """Beside the model: what it was made from, and what training reported."""
-UNKNOWN_WARNING = 0.05
-"""Share of unknown tokens from which on a tokenizer is said not to fit the text."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class TuneResult:
     peak_memory: int | None = None
     """Bytes: the largest RSS of this process while training; on a GPU the largest allocation there. None where the
     system does not tell."""
+    precision: str = "fp32"
+    """Of the arithmetic: fp32, or bf16 or fp16 on a GPU. The weights are saved in fp32."""
     warnings: tuple[str, ...] = ()
     reused: bool = False
     """True when a finished training with the same key stood there."""
@@ -104,13 +112,14 @@ def tune(
     key = tune_key(source, rows, spec, goal, source_digest=source_digest, val=val, teacher=teacher)
     if (found := _finished(folder, key)) is not None:
         return found
-    _check_spec(spec, teacher, val, goal)
+    check_out(folder, RECORD, [Path(source), Path(teacher) if teacher is not None else None])
+    check_spec(spec, teacher, val, goal)
     quiet()
     set_seed(spec.seed)  # the fresh head is drawn at loading
     model, processor = load_model(source, goal)
     if spec.keep_layers is not None:
         cut_depth(model, spec.keep_layers)
-    warnings = _check_fit(model, processor, rows, spec, goal)
+    warnings = check_fit(model, processor, rows, spec, goal)
     model = prepare(model, processor, spec, goal)
     trainable = trainable_parameters(model)
     master = _teacher(teacher, processor, goal) if teacher is not None else None
@@ -118,8 +127,9 @@ def tune(
     training = _Training(model, processor, spec, goal, rows, val, master, work, checkpoint_seconds, progress)
     try:
         done = training.run()
-    except TrainingError:
-        shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
+    except BaseException as error:
+        if isinstance(error, TrainingError) or last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
         raise
     with new_folder(folder) as new:
         parameters = _save(model, processor, new, spec)
@@ -131,7 +141,7 @@ def tune(
             parameters=parameters,
             seed=spec.seed,
             key=key,
-            warnings=warnings,
+            warnings=(*warnings, *training.warnings),
             **done,
         )
         write_json(new / RECORD, {**asdict(result), "path": str(folder), "spec": msgspec.to_builtins(spec)})
@@ -160,8 +170,16 @@ def tune_key(
             "teacher": _teacher_key(teacher),
             "spec": {k: v for k, v in msgspec.to_builtins(spec).items() if k != "teacher"},
             "tools": {name: version(name) for name in ("torch", "transformers", "peft")},
+            **_metric_key(spec),
         }
     )
+
+
+def _metric_key(spec: TuneSpec) -> dict[str, str]:
+    """A user's own metric is another one when its file is another one."""
+    if spec.metric is None or not is_own(spec.metric):
+        return {}
+    return {"metric": sha256_file(own_file(spec.metric))}
 
 
 def _teacher_key(teacher: str | Path | None) -> str | None:
@@ -181,19 +199,6 @@ def _finished(folder: Path, key: str) -> TuneResult | None:
     return replace(TuneResult(**record), path=folder, reused=True)
 
 
-def _check_spec(spec: TuneSpec, teacher: str | Path | None, val: Sequence[Row], goal: Goal) -> None:
-    if spec.early_stopping is not None and not val:
-        raise PlanError("early_stopping needs val rows to look at: give some, or remove early_stopping")
-    if teacher is not None and not Path(teacher).is_dir():
-        raise CheckpointError(f"teacher {teacher}: no such folder; expected a tuned model")
-    if spec.metric is not None and is_own(spec.metric):
-        load_own(spec.metric)
-    elif spec.metric is not None and not spec.metric.startswith(HUB):
-        known = known_metrics(goal.task, goal.problem_type, len(goal.labels))
-        if spec.metric not in known:
-            raise PlanError(f"unknown metric {spec.metric!r} for {goal.task}: {nearest(spec.metric, known)}")
-
-
 def _teacher(folder: str | Path, processor: Any, goal: Goal) -> Any:
     """The teacher in evaluation mode. It reads the student's inputs, so the two must mean the same by them."""
     model, own = load_tuned(folder, goal)
@@ -206,22 +211,6 @@ def _teacher(folder: str | Path, processor: Any, goal: Goal) -> Any:
             "sizes): distillation needs the same tokenizer or image processor"
         )
     return model
-
-
-def _check_fit(model: Any, processor: Any, rows: Sequence[Row], spec: TuneSpec, goal: Goal) -> tuple[str, ...]:
-    """What is wrong is an error now, not an hour in; what is only suspicious comes back as warnings."""
-    if goal.task == "image-classification":
-        return ()
-    longest = longest_input(model)
-    if longest is not None and spec.max_length > longest:
-        raise PlanError(f"max_length is {spec.max_length}, but the model has {longest} positions: lower max_length")
-    share = unknown_share(rows, processor)
-    if share < UNKNOWN_WARNING:
-        return ()
-    return (
-        f"{share:.0%} of the tokens of the training text are unknown to the tokenizer ({processor.unk_token}): "
-        "it was made for other text (another language, perhaps); take a model whose tokenizer knows this one",
-    )
 
 
 def _save(model: Any, processor: Any, folder: Path, spec: TuneSpec) -> int:
@@ -253,6 +242,8 @@ class _Training:
     work: Path
     checkpoint_seconds: float
     progress: Progress | None
+    warnings: list[str] = field(default_factory=list)
+    """Metrics that had no value in the end."""
 
     def evaluate(self) -> dict[str, Score]:
         return evaluate(
@@ -294,9 +285,15 @@ class _Training:
             "epochs": float(trainer.state.epoch or 0.0),
             "train_loss": fmean(trainer.losses),
             "device": str(trainer.args.device),
+            "precision": precision_name(trainer.args),
             "peak_memory": memory.peak,
-            "metrics": (best.metrics if best else plain(self.evaluate())) if self.val else {},
+            "metrics": (best.metrics if best else self._measured()) if self.val else {},
         }
+
+    def _measured(self) -> dict[str, float]:
+        found = self.evaluate()
+        self.warnings += [f"no {s.name} on the val rows: {s.why}" for s in found.values() if s.value is None]
+        return plain(found)
 
 
 def _arguments(spec: TuneSpec, folder: Path) -> TrainingArguments:

@@ -157,7 +157,7 @@ def _round_rows(left: Sequence[Entrant], seconds: float, before: int, most: int)
     """
     able = (seconds - sum(e.fixed_s for e in left)) / max(sum(e.row_s for e in left), 1e-9)
     size = MIN_ROWS
-    while size * 2 <= able:
+    while size * 2 <= min(able, most):  # able may be without bound
         size *= 2
     if able >= most:
         size = most

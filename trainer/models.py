@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as _READS_BOTH_WAYS
 
 from edgewise.errors import CheckpointError, PlanError
 from edgewise.prompts import prompt_tokens
@@ -49,6 +50,26 @@ def auto_class(task: Task) -> Any:
     return getattr(transformers, AUTO_CLASSES[task])
 
 
+def load_config(source: str | Path, goal: Goal) -> Any:
+    """The config of a checkpoint, with a head for the goal.
+
+    Raises CheckpointError for what is no checkpoint, has no form for the task, or was prompt-tuned.
+    """
+    local = Path(source)
+    if tokens := prompt_tokens(local):
+        raise CheckpointError(
+            f"{source} was prompt-tuned: a new training would lose its {tokens} virtual tokens: start from the model "
+            "that it was made from"
+        )
+    check_folder(local, goal.task)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **_head(goal))
+    except Exception as error:  # transformers raises many kinds
+        raise CheckpointError(f"{source} does not load as a model for {goal.task}: {first_line(error)}") from error
+    check_family(source, config, goal.task)
+    return config
+
+
 def load_model(source: str | Path, goal: Goal) -> tuple[Any, Any]:
     """(model, tokenizer or image processor) with a head for the goal, in fp32.
 
@@ -58,24 +79,16 @@ def load_model(source: str | Path, goal: Goal) -> tuple[Any, Any]:
     """
     auto = auto_class(goal.task)
     local = Path(source)
-    if tokens := prompt_tokens(local):
-        raise CheckpointError(
-            f"{source} was prompt-tuned: a new training would lose its {tokens} virtual tokens: start from the model "
-            "that it was made from"
-        )
-    if local.is_dir() and goal.task != "image-classification":
-        check_model_folder(local)
+    config = load_config(source, goal)
     try:
         processor = load_processor(source, goal)
-        config = transformers.AutoConfig.from_pretrained(source, **_head(goal))
         if local.is_dir() and not has_weights(local):
             model = auto.from_config(config, dtype=torch.float32)
         else:
             model = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True,
                                          ignore_mismatched_sizes=goal.outputs is not None)  # fmt: skip
     except Exception as error:  # transformers raises many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source} does not load as a model for {goal.task}: {first}") from error
+        raise CheckpointError(f"{source} does not load as a model for {goal.task}: {first_line(error)}") from error
     if goal.task != "image-classification":
         _pad_token(source, model, processor)
     return model, processor
@@ -88,17 +101,49 @@ def load_tuned(folder: str | Path, goal: Goal) -> tuple[Any, Any]:
     """
     from edgewise.prompts import load_prompted
 
+    check_folder(Path(folder), goal.task)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         model = load_prompted(Path(folder), auto_class(goal.task), dtype=torch.float32, use_safetensors=True)
         processor = load_processor(folder, goal)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} does not load as a tuned model: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{folder} does not load as a tuned model: {first_line(error)}") from error
+    given = getattr(config, "problem_type", None)
+    if goal.task == "text-classification" and (given or goal.problem_type) != goal.problem_type:
+        raise CheckpointError(f"{folder} was tuned for {given}, expected {goal.problem_type}")
+    if goal.regression and config.num_labels != 1:
+        raise CheckpointError(f"{folder} has {config.num_labels} outputs, expected the one number of a regression")
     if goal.outputs is not None and not goal.regression:
         found = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
         if found != goal.labels:
             raise CheckpointError(f"{folder} has labels {list(found)}, expected {list(goal.labels)} in this order")
     return model, processor
+
+
+def check_folder(local: Path, task: Task) -> None:
+    """Raise CheckpointError for what is there and is no model; a ViT's config may stand alone."""
+    if local.exists() and (task != "image-classification" or not (local / "config.json").is_file()):
+        check_model_folder(local)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line that can be read."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line if len(line) <= 300 else line[:299] + "…"
+
+
+def check_family(source: str | Path, config: Any, task: Task) -> None:
+    """Raise CheckpointError for a model that has no form for the task, or that sees the tokens it should predict."""
+    kind = config.model_type
+    if type(config) not in auto_class(task)._model_mapping:
+        fits = [name for name in AUTO_CLASSES if type(config) in auto_class(name)._model_mapping]
+        hint = f"it does {', '.join(fits)}" if fits else "none of the tasks here fits it"
+        raise CheckpointError(f"{source} is a {kind} model, which does not do {task}: {hint}")
+    if task == "text-generation" and kind in _READS_BOTH_WAYS and not config.is_decoder:
+        raise CheckpointError(
+            f"{source} is a {kind} model, which reads text both ways and would see the tokens that text-generation "
+            "asks for: take a GPT-like model"
+        )
 
 
 def has_weights(folder: Path) -> bool:
@@ -156,9 +201,8 @@ def _pad_token(source: str | Path, model: Any, tokenizer: Any) -> None:
         )
 
 
-def longest_input(model: Any) -> int | None:
-    """Positions that the model has, in tokens; None where there is no limit (relative positions)."""
-    config = model.config
+def longest_input(config: Any) -> int | None:
+    """Positions that a model of this config has, in tokens; None where there is no limit (relative positions)."""
     if getattr(config, "model_type", "") in ("t5", "mt5", "umt5", "longt5"):
         return None  # relative positions; n_positions in its config binds nothing
     for name in ("max_position_embeddings", "n_positions"):
@@ -169,17 +213,23 @@ def longest_input(model: Any) -> int | None:
     return None
 
 
+def check_depth(config: Any, keep: Sequence[int]) -> None:
+    """Raise PlanError for layers that a model of this config does not have."""
+    if config.model_type == "albert":
+        raise PlanError("keep_layers: ALBERT's layers share their weights; there is nothing to cut")
+    depth = config.num_hidden_layers
+    if not keep or len(set(keep)) < len(keep) or any(not 0 <= i < depth for i in keep):
+        raise PlanError(f"keep_layers is {list(keep)}; expected different layers from 0 to {depth - 1}")
+
+
 def cut_depth(model: Any, keep: Sequence[int]) -> None:
     """Keep only the named layers, in the order given, of the encoder and of the decoder; the config follows.
 
     Layer dropping as in Sajjad et al., 'On the effect of dropping layers of pre-trained transformer models',
     Computer Speech & Language 77, 2023.
     """
-    if model.config.model_type == "albert":
-        raise PlanError("keep_layers: ALBERT's layers share their weights; there is nothing to cut")
+    check_depth(model.config, keep)
     depth = model.config.num_hidden_layers
-    if not keep or len(set(keep)) < len(keep) or any(not 0 <= i < depth for i in keep):
-        raise PlanError(f"keep_layers is {list(keep)}; expected different layers from 0 to {depth - 1}")
     stacks = [
         (parent, name)
         for parent in model.modules()

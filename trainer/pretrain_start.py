@@ -17,7 +17,7 @@ from edgewise.errors import CheckpointError, PlanError
 from edgewise.sources import check_model_folder
 from edgewise.trainer.corpus import Document
 from edgewise.trainer.fresh_tokenizer import train_tokenizer
-from edgewise.trainer.models import cut_depth
+from edgewise.trainer.models import cut_depth, first_line
 from edgewise.trainer.pretrain_spec import MODEL_TYPE, OBJECTIVES, Objective, PretrainSpec
 
 _AUTO: dict[Objective, str] = {
@@ -109,7 +109,8 @@ def _continue(spec: PretrainSpec, source: Path) -> Start:
         body = AutoModel.from_pretrained(source, **options)
     except Exception as error:  # transformers raises many kinds
         raise CheckpointError(
-            f"{source} does not load as a model for {spec.objective} ({OBJECTIVES[spec.objective]}): {_first(error)}"
+            f"{source} does not load as a model for {spec.objective} ({OBJECTIVES[spec.objective]}): "
+            f"{first_line(error)}"
         ) from error
     if spec.keep_layers is not None:
         cut_depth(model, spec.keep_layers)
@@ -144,7 +145,7 @@ def _fresh(spec: PretrainSpec, config: Path | None, tokenizer: Path | None, docu
     try:
         model = getattr(transformers, _AUTO[spec.objective]).from_config(built)
     except (ValueError, AssertionError, KeyError, RuntimeError) as error:
-        raise PlanError(f"no {built.model_type} model can be built from these sizes: {_first(error)}") from error
+        raise PlanError(f"no {built.model_type} model can be built from these sizes: {first_line(error)}") from error
     return Start(model, processor, ("all",), {})
 
 
@@ -176,7 +177,7 @@ def _tokenizer(spec: PretrainSpec, folder: Path | None, documents: Iterable[Docu
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"{folder} does not load as a tokenizer: {_first(error)}") from error
+        raise CheckpointError(f"{folder} does not load as a tokenizer: {first_line(error)}") from error
 
 
 def _image_processor(config: Any) -> Any:
@@ -190,7 +191,7 @@ def _load_config(place: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(place)
     except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(f"{place} is no model config that transformers knows: {_first(error)}") from error
+        raise CheckpointError(f"{place} is no model config that transformers knows: {first_line(error)}") from error
 
 
 def _check_type(model_type: str, objective: Objective, place: str) -> None:
@@ -259,7 +260,3 @@ def _weights(folder: Path) -> list[str]:
         return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         return list(file.keys())
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -16,7 +16,7 @@ from transformers import TrainingArguments, set_seed
 from edgewise.errors import CheckpointError, DataError, PlanError, TrainingError
 from edgewise.files import new_folder, write_json
 from edgewise.progress import Progress
-from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, last_checkpoint, training_folder
+from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, check_out, last_checkpoint, training_folder
 from edgewise.trainer.corpus import Corpus, hold_out
 from edgewise.trainer.draws import Drawn, Prepared, collate, val_parts
 from edgewise.trainer.objectives import prepare_images, prepare_text
@@ -63,6 +63,7 @@ def pretrain(
     key = run_key(data, spec, given)
     if (found := finished(folder, key)) is not None:
         return found
+    check_out(folder, RECORD, list(given.values()))
     quiet()
     work = training_folder(folder, key)
     train, val = _parts(data, spec)
@@ -72,13 +73,15 @@ def pretrain(
     begun = start(spec, **given, documents=train if isinstance(data, Corpus) else ())
     prepared = _prepare(spec, begun, train, val)
     warnings = _check_unknown(prepared)
-    if isinstance(data, Corpus) and given["source"] is None and given["tokenizer"] is None:
-        with new_folder(work / "tokenizer") as place:
-            begun.processor.save_pretrained(place)
     try:
+        if isinstance(data, Corpus) and given["source"] is None and given["tokenizer"] is None:
+            with new_folder(work / "tokenizer") as place:
+                begun.processor.save_pretrained(place)
         done = _train(spec, begun, prepared, work, progress, checkpoint_seconds)
-    except TrainingError:
-        shutil.rmtree(work, ignore_errors=True)  # going on from here would end in the same place
+    except BaseException as error:
+        # nothing to go on from, or from where it would end in the same place
+        if isinstance(error, TrainingError) or last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
         raise
     result = replace(summarize(spec, begun, prepared, done, folder, key, len(train)), warnings=warnings)
     with new_folder(folder) as place:
@@ -155,6 +158,10 @@ def _check_data(data: Corpus | Images, spec: PretrainSpec) -> None:
         raise DataError(f"{data.source}: {spec.objective} trains on {wanted}")
     if spec.whole_word and spec.objective not in ("mlm", "nsp"):
         raise PlanError(f"whole_word masks words, which {spec.objective} does not; leave it out")
+    if spec.mask_patch is not None and spec.objective != "mim":
+        raise PlanError(f"mask_patch hides squares of images, and {spec.objective} reads text; leave it out")
+    if spec.mean_span != PretrainSpec.mean_span and spec.objective != "span":
+        raise PlanError(f"mean_span is of the spans that span hides, not of {spec.objective}; leave it out")
 
 
 def _parts(data: Corpus | Images, spec: PretrainSpec) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgewise.data import Row
 from edgewise.errors import DataError, EdgewiseError, PlanError
 from edgewise.plan import TuneSpec
 from edgewise.progress import Progress
+from edgewise.trainer.checkpoints import check_writable
 from edgewise.trainer.features import Features, pooled_features
 from edgewise.trainer.halving import Entrant, Runner, Trial, halve
 from edgewise.trainer.scores import FOLDS, h_score, linear_probe, logme
@@ -114,7 +116,7 @@ def rank(
     Raises DataError or PlanError for rows or options that cannot be.
     """
     start = perf_counter()
-    _check(candidates, rows, labels, val, minutes, out, by, task)
+    _check(candidates, rows, labels, val, minutes, out, by, task, keep)
     tell = say or (lambda _: None)
     drawn = draw_sample(rows, labels, sample, seed)
     found: list[CandidateScores] = []
@@ -277,7 +279,10 @@ def _check(
     out: Any,
     by: str,
     task: Task,
+    keep: int | None = None,
 ) -> None:
+    if keep is not None and keep < 1:
+        raise PlanError(f"keep is {keep}; expected 1 or more candidates to train, or none for what the time allows")
     if task not in RANKED_TASKS:
         raise PlanError(f"task is {task!r}; candidates are ranked for {' and '.join(RANKED_TASKS)}")
     names = [c.name for c in candidates]
@@ -294,7 +299,8 @@ def _check(
             f"{len(rows)} rows with {len({r.label for r in rows})} labels; ranking needs {2 * FOLDS} and two"
         )
     if minutes is not None:
-        if not minutes > 0:
+        if not 0 < minutes < math.inf:
             raise PlanError(f"minutes is {minutes}; expected more than 0, or none for the scores alone")
         if out is None or not val:
             raise PlanError("short trainings need an out folder and rows of val to judge them by")
+        check_writable(Path(str(out)))

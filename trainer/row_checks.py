@@ -41,9 +41,7 @@ def _check_labels(rows: Sequence[Row], goal: Goal, part: str) -> None:
     else:
         found = {str(r.label) for r in rows if r.label is not None}
         _need(rows, "label", "a label", part)
-    missing = found - set(goal.labels)
-    if missing:
-        raise DataError(f"{part} has labels {sorted(missing)} that are not among {list(goal.labels)}")
+    _none_missing(found, goal, part, "labels")
     if part == "train" and not goal.multi_label and (len(goal.labels) < 2 or len(found) < 2):
         raise DataError(f"train has one class only, {next(iter(found))!r}: a classifier needs two")
 
@@ -57,6 +55,12 @@ def _check_tags(rows: Sequence[Row], goal: Goal, part: str) -> None:
                 f"row {i} of {part} has {len(row.tokens or ())} words and {len(row.tags or ())} tags; "
                 "expected one tag a word"
             )
-    missing = {tag for r in rows for tag in r.tags or ()} - set(goal.labels)
+    _none_missing({tag for r in rows for tag in r.tags or ()}, goal, part, "tags")
+
+
+def _none_missing(found: set[str], goal: Goal, part: str, what: str) -> None:
+    missing = sorted(found - set(goal.labels))
     if missing:
-        raise DataError(f"{part} has tags {sorted(missing)} that are not among {list(goal.labels)}")
+        untaught = ": training never shows them; give rows of them to train on, or say unseen leave_out"
+        remedy = "" if part == "train" else untaught
+        raise DataError(f"{part} has {what} {missing} that are not among {list(goal.labels)}{remedy}")

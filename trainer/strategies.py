@@ -85,7 +85,7 @@ def _freeze_all_but_feed_forward(model: Any, goal: Goal) -> None:
 def _add_prompt(model: Any, processor: Any, spec: TuneSpec, goal: Goal) -> None:
     from edgewise.prompts import install_prompt, make_prompt
 
-    longest = longest_input(model)
+    longest = longest_input(model.config)
     if longest is not None and goal.task != "image-classification" and spec.max_length + spec.prompt_tokens > longest:
         raise PlanError(
             f"strategy prompt: {spec.max_length} tokens of text and {spec.prompt_tokens} virtual tokens are more than "
@@ -103,6 +103,9 @@ def _add_lora(model: Any, rank: int, goal: Goal) -> Any:
     from peft import LoraConfig, get_peft_model
 
     kind = model.config.model_type
+    width = model.config.hidden_size
+    if rank >= width:
+        raise PlanError(f"strategy lora: lora_rank is {rank}; a rank below the model's width, {width}, is what saves")
     heads = sorted({n.removesuffix(".weight").removesuffix(".bias").split(".")[0] for n in _head(model, goal)})
     outside = [h for h in heads if h != model.base_model_prefix]  # a pooler stays frozen, as PEFT has it
     config = LoraConfig(

@@ -61,24 +61,39 @@ class _Tell(TrainerCallback):
         self.progress(state.global_step, state.max_steps, f"{self.what}, loss {sum(last) / len(last):.3f}")
 
 
+def precision(cuda: Any = torch.cuda) -> dict[str, bool]:
+    """On a CUDA GPU where there is one, in bf16, or in fp16 where the GPU does not compute bf16 itself; else on the CPU
+    in fp32. The weights stay fp32 in any case; what is meant is the arithmetic (autocast).
+
+    cuda: torch.cuda, or what answers as it does.
+    """
+    if not cuda.is_available():
+        return {"use_cpu": True, "bf16": False, "fp16": False}
+    bf16 = bool(cuda.is_bf16_supported(including_emulation=False))  # emulated, it is slower than fp16
+    return {"use_cpu": False, "bf16": bf16, "fp16": not bf16}
+
+
+def precision_name(args: Any) -> str:
+    """'bf16', 'fp16' or 'fp32', of TrainingArguments."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+
+
 def training_arguments(folder: Path, **options: Any) -> TrainingArguments:
     """What every training here has in common, and its own options.
 
-    On a CUDA GPU where there is one, in bf16, or fp16 where the GPU has no bf16; on the CPU in fp32. Checkpoints are
-    asked for by time (edgewise.trainer.checkpoints), and the loss of every step is kept by WatchedTrainer.
+    Where and in which precision is `precision`'s answer. Checkpoints are asked for by time
+    (edgewise.trainer.checkpoints), and the loss of every step is kept by WatchedTrainer.
     """
-    gpu = torch.cuda.is_available()
+    chosen = precision()
     return TrainingArguments(
         output_dir=str(folder),
-        use_cpu=not gpu,
-        bf16=gpu and torch.cuda.is_bf16_supported(),
-        fp16=gpu and not torch.cuda.is_bf16_supported(),
+        **chosen,
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
         dataloader_num_workers=0,
-        dataloader_pin_memory=gpu,
+        dataloader_pin_memory=not chosen["use_cpu"],
         remove_unused_columns=False,
         **options,
     )

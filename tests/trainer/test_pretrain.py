@@ -394,5 +394,5 @@ def test_the_command_line(text, tmp_path, capsys, monkeypatch) -> None:
     assert main(["pretrain", "clm", "--data", "a.txt", "--from", "m", "--out", "x"]) == 2
     assert "m is a bert model, which clm" in capsys.readouterr().err
     assert main(["pretrain", "mlm", "--data", "a.txt", "--out", "x", "--batch-size", "0"]) == 2
-    assert "batch_size" in capsys.readouterr().err
+    assert "--batch-size is 0; expected `int` >= 1" in capsys.readouterr().err
     assert not Path("x").exists()

@@ -105,9 +105,17 @@ def test_keep_layers_keeps_those_layers(minilm, rows, review_splits) -> None:
         assert ours.output.dense.weight.equal(theirs.output.dense.weight)
 
 
-@pytest.mark.parametrize("layers", [(0, 6), (0, 0), (-1,), ()])
-def test_layers_that_are_not_there(minilm, rows, review_splits, tmp_path, layers) -> None:
-    with pytest.raises(PlanError, match="different layers from 0 to 5"):
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((0, 6), r"keep_layers is \[0, 6\]; expected different layers from 0 to 5"),
+        ((0, 0), "different layers from 0 to 5"),
+        ((-1,), r"Expected `int` >= 0 - at `\$\.keep_layers"),
+        ((), r"Expected `array` of length >= 1 - at `\$\.keep_layers"),
+    ],
+)
+def test_layers_that_are_not_there(minilm, rows, review_splits, tmp_path, layers, message) -> None:
+    with pytest.raises(PlanError, match=message):
         tune(minilm, rows, review_splits.labels, TuneSpec(keep_layers=layers), out=tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
