@@ -17,11 +17,11 @@ from edgewise import __version__
 from edgewise.errors import EdgewiseError, PlanError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
-    "fit": ("edgewise.verbs_build", "the whole pipeline: tune, export, measure, choose, report"),
+    "fit": ("edgewise.verbs_fit", "the whole pipeline: tune, export, measure, choose, report"),
     "rank": ("edgewise.verbs_rank", "which pretrained model to start from: scores, then short trainings"),
     "tune": ("edgewise.verbs_tune", "fine-tune a pretrained model, or the candidates of a plan"),
     "pretrain": ("edgewise.verbs_pretrain", "pretrain a model on raw text or images"),
-    "export": ("edgewise.verbs_build", "turn a fine-tuned model into bundles"),
+    "export": ("edgewise.verbs_export", "turn a fine-tuned model into bundles"),
     "profile": ("edgewise.verbs_measure", "measure bundles on this machine"),
     "select": ("edgewise.verbs_measure", "choose from a measurement store under budgets"),
     "report": ("edgewise.verbs_measure", "write the report of a run"),

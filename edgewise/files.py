@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import NoSpaceError
+from edgewise.errors import NoSpaceError, PlanError
 
 _CHUNK = 1 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -97,6 +97,50 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_out(out: Path, record: str, sources: Sequence[Path | None] = ()) -> None:
+    """Raise PlanError unless a result can be put at `out` without losing what stands there.
+
+    It may hold nothing, or an earlier result, which has the file `record`: that is replaced. sources: what is read;
+    none of them may be the folder that is replaced.
+    """
+    try:
+        place = out.resolve()
+        if reason := _kept(place, record, [source.resolve() for source in sources if source is not None]):
+            raise PlanError(f"out is {str(out)!r}, {reason}")
+    except OSError as error:
+        raise PlanError(f"out is {str(out)!r}, which cannot be used: {error.strerror or error}") from error
+    check_writable(place.parent)
+
+
+def _kept(place: Path, record: str, sources: Sequence[Path]) -> str:
+    """Why what stands at `place` must stay; '' where it may go."""
+    if Path.cwd().is_relative_to(place):
+        return "a folder that you stand in: name a new one"
+    if not place.exists():
+        return ""
+    if not place.is_dir():
+        return "a file: name a new folder"
+    if place in sources:
+        return "which is read from too: name another folder"
+    # a run of a plan has a tune.json as well, but no config
+    if any(place.iterdir()) and not ((place / record).is_file() and (place / "config.json").is_file()):
+        return f"a folder whose files are no earlier result (it has no {record}) and would be lost: name a new folder"
+    return ""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise PlanError where nothing can be made in `folder`, or, where it is not there yet, in the one above it."""
+    there = folder.resolve()
+    try:
+        while not there.exists():
+            there = there.parent
+        Path(tempfile.mkdtemp(dir=there, prefix=".edgewise.")).rmdir()
+    except OSError as error:
+        raise PlanError(
+            f"nothing can be written in {there} ({error.strerror or error}): name another folder for the result"
+        ) from error
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -186,6 +186,8 @@ class _Fit:
                 task=self.plan.task,
                 candidate=candidate.name,
                 calibration=self.splits.train,
+                # What int8 loses is measured on the device later; here val rows serve the search of max_drop alone.
+                validation=self.splits.val if any(r.max_drop is not None for r in self.plan.recipes) else (),
                 progress=self.say.update,
             )
         found = []

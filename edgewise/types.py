@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from edgewise.errors import PlanError, nearest
+from edgewise.recipe import RECIPES as RECIPES
+from edgewise.recipe import Calibration as Calibration
+from edgewise.recipe import Precision as Precision
+from edgewise.recipe import Recipe as Recipe
+from edgewise.recipe import recipe_from_dict as recipe_from_dict
 
 Task = Literal[
     "text-classification",
@@ -17,11 +22,10 @@ Task = Literal[
     "text-generation",
     "text2text-generation",
     "image-classification",
+    "image-feature-extraction",
 ]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "coreml", "dml", "qnn", "webgpu", "xnnpack"]
-Precision = Literal["fp32", "int8-dynamic", "int8-static"]
-Calibration = Literal["minmax", "entropy", "percentile"]
 GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
@@ -39,106 +43,17 @@ AUTO_CLASSES: dict[Task, str] = {
     "text2text-generation": "AutoModelForSeq2SeqLM",
     "image-classification": "AutoModelForImageClassification",
 }
-"""Transformers' class for each task that can be trained and exported."""
+"""Transformers' class for each task that can be trained."""
 TRAINED_TASKS: tuple[Task, ...] = tuple(AUTO_CLASSES)
-"""The tasks whose rows can be read, and whose models can be trained and exported."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a bundle is made from a checkpoint. `name` is its short name; `Recipe.parse` reads one."""
-
-    precision: Precision = "fp32"
-    optimize: Literal["O1", "O2", "O3"] | None = None
-    """Optimum's graph optimization level, applied and saved at export time; None leaves the graph as exported."""
-    per_channel: bool = True
-    """One scale a column of a weight matrix instead of one a matrix (int8 only)."""
-    symmetric_weights: bool | None = None
-    """int8 weights signed and symmetric (True), unsigned (False), or by the CPU preset (None)."""
-    reduce_range: bool = False
-    """7-bit weights: avoids the 16-bit saturation of AVX2 and AVX512 without VNNI."""
-    preset: Literal["auto", "avx2", "avx512", "avx512_vnni", "arm64"] = "auto"
-    """Optimum's quantization preset; auto takes that of the CPU at hand."""
-    calibration: Calibration = "minmax"
-    calibration_rows: int = 200
-    """Rows of train that calibrate the activation ranges (int8-static only)."""
-    keep: tuple[str, ...] = ()
-    """Suffixes of node names that stay in fp32 (int8 only), for example 'output/dense/MatMul'."""
-
-    @property
-    def name(self) -> str:
-        """Short and unique: the base name and what differs from its defaults."""
-        base, start = _RECIPE_BASES_BY_KIND[(self.precision, self.optimize)]
-        if self == start:
-            return base
-        changed = [
-            f"{f.name}={_option_text(getattr(self, f.name))}"
-            for f in fields(self)
-            if getattr(self, f.name) != getattr(start, f.name)
-        ]
-        return "+".join([base, *changed])
-
-    @property
-    def quantized(self) -> bool:
-        return self.precision != "fp32"
-
-    @classmethod
-    def parse(cls, text: str) -> Recipe:
-        """Read a short name such as 'int8-dynamic' or 'int8-dynamic+per_channel=false'.
-
-        Raises PlanError for a name or an option that does not exist.
-        """
-        base, *options = text.split("+")
-        if base not in RECIPES:
-            raise PlanError(f"unknown recipe {base!r}: {nearest(base, tuple(RECIPES))}")
-        changes: dict[str, Any] = {}
-        allowed = {f.name: f for f in fields(cls) if f.name not in ("precision", "optimize")}
-        for option in options:
-            key, eq, value = option.partition("=")
-            if not eq or key not in allowed:
-                raise PlanError(f"recipe {text!r}: unknown option {key!r}: {nearest(key, tuple(allowed))}")
-            changes[key] = _read_option(text, key, value)
-        return replace(RECIPES[base], **changes)
-
-
-RECIPES: dict[str, Recipe] = {
-    "fp32": Recipe(),
-    "fp32-o1": Recipe(optimize="O1"),
-    "fp32-o2": Recipe(optimize="O2"),
-    "fp32-o3": Recipe(optimize="O3"),
-    "int8-dynamic": Recipe(precision="int8-dynamic"),
-    "int8-static": Recipe(precision="int8-static"),
+"""The tasks whose rows can be read, and whose models can be trained."""
+EXPORT_CLASSES: dict[Task, str] = {
+    **AUTO_CLASSES,
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "image-feature-extraction": "AutoModel",
 }
-"""Short names; options are added as in int8-dynamic+per_channel=false."""
-
-_RECIPE_BASES_BY_KIND = {(r.precision, r.optimize): (name, r) for name, r in RECIPES.items()}
-
-_OPTION_VALUES: dict[str, dict[str, Any]] = {
-    "per_channel": {"true": True, "false": False},
-    "reduce_range": {"true": True, "false": False},
-    "symmetric_weights": {"true": True, "false": False},
-    "preset": {p: p for p in ("auto", "avx2", "avx512", "avx512_vnni", "arm64")},
-    "calibration": {c: c for c in get_args(Calibration)},
-}
-
-
-def _option_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _read_option(recipe: str, key: str, value: str) -> Any:
-    if key == "keep":
-        return tuple(part for part in value.split(",") if part)
-    if key == "calibration_rows":
-        if not value.isdigit() or int(value) < 1:
-            raise PlanError(f"recipe {recipe!r}: calibration_rows={value!r} must be a whole number of at least 1")
-        return int(value)
-    known = _OPTION_VALUES[key]
-    if value not in known:
-        raise PlanError(f"recipe {recipe!r}: {key}={value!r} must be one of {', '.join(known)}")
-    return known[value]
+"""Transformers' class for each task that can be exported."""
+IMAGE_TASKS: tuple[Task, ...] = ("image-classification", "image-feature-extraction")
 
 
 @dataclass(frozen=True)
@@ -274,13 +189,6 @@ def run_from_dict(data: Mapping[str, Any]) -> RunSettings:
     """Run settings from JSON; keys of a newer minor format are ignored."""
     known = {f.name for f in fields(RunSettings)}
     return RunSettings(**{k: v for k, v in data.items() if k in known})
-
-
-def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """A recipe from JSON; keys of a newer minor format are ignored."""
-    known = {f.name for f in fields(Recipe)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
-    return Recipe(**values)
 
 
 @dataclass(frozen=True)

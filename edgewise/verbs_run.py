@@ -145,6 +145,7 @@ def _describe(m: Manifest) -> Iterator[tuple[str, str]]:
         most = sorted(graph.node_types.items(), key=lambda item: -item[1])[:8]
         yield "  nodes", f"{sum(graph.node_types.values())}: " + ", ".join(f"{n} {kind}" for kind, n in most) + ", …"
     yield "parity", _parity_words(m.parity)
+    yield from _proof_words(m.parity)
     yield "loads in", ", ".join(f"{peer}: {_peer_words(found)}" for peer, found in m.loads_in.items()) or "not tested"
     yield "golden", f"{len(m.golden)} inputs"
 
@@ -154,8 +155,40 @@ def _parity_words(parity: Any) -> str:
         return f"none: {parity.get('why', 'not measured')}"
     return (
         f"against PyTorch on {parity['inputs']} inputs: agreement {parity['agreement']:.1%}, "
-        f"largest difference {parity['largest_absolute_difference']:.2g}"
+        f"largest difference {parity['largest_absolute_difference']:.2g}, in a batch {parity['batch_dependence']:.2g}"
     )
+
+
+def _proof_words(parity: Any) -> Iterator[tuple[str, str]]:
+    """What the manifest tells beside PyTorch, where it was measured."""
+    if (lost := parity.get("against_fp32")) is not None:
+        text = f"{lost['answers_changed']} of {lost['rows']} answers changed"
+        if "drop" in lost:
+            unit = " points" if lost["unit"] == "points" else ""
+            relative = f" ({lost['drop_relative']:.2%} of it)" if lost.get("drop_relative") is not None else ""
+            text += (
+                f"; {lost['measure']} {lost['value']:.4g}, {lost['fp32']:.4g} in fp32: drop {lost['drop']:.3g}{unit}"
+            )
+            text += f"{relative}, at most {lost['drop_at_most']:.3g}{unit} at {lost['level']:.0%}"
+        yield "against fp32", text
+        if (batch := lost.get("batch")) and batch["rows"]:
+            yield (
+                "  in batches",
+                (f"{batch['answers_changed']} of {batch['rows']} answers change in batches of {batch['batch_size']}"),
+            )
+    if (guard := parity.get("guard")) is not None:
+        yield "guard", str(guard["words"])
+        if guard.get("confirmed"):
+            yield "  confirmed", str(guard["confirmed"])
+    if (words := parity.get("vocabulary")) is not None:
+        note = f"; {words['note']}" if words.get("note") else ""
+        yield "vocabulary", f"{words['tokens']:,} of {words['tokens_before']:,} tokens{note}"
+    if kept := parity.get("kept_in_fp32"):
+        yield "kept in fp32", f"{len(kept)} nodes that overflow in half precision, {kept[0]} first"
+    if (found := parity.get("saturation")) is not None:
+        yield "other CPUs", found["advice"] if found["applies"] else found["why"]
+    if (greedy := parity.get("greedy")) is not None:
+        yield "greedy", f"{greedy['equal']} of {greedy['sequences']} sequences of {greedy['steps']} tokens as PyTorch's"
 
 
 def _peer_words(found: Any) -> str:

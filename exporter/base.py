@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.bundle import Bundle
 from edgewise.data import Row
 from edgewise.errors import CheckpointError, EdgewiseError
 from edgewise.exporter import parity
@@ -17,10 +17,8 @@ from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.exporter.originals import load_original, read_processor, read_tokenizer
 from edgewise.exporter.preprocessing import text_limit
 from edgewise.exporter.probes import Probe, Written, build_probes
-from edgewise.exporter.sessions import open_graphs
-from edgewise.exporter.task_parity import compare_graphs, graphs_load_in
 from edgewise.exporter.tracing import export_graphs, graph_files
-from edgewise.types import Recipe, Task
+from edgewise.types import IMAGE_TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,12 @@ class Base:
 
     folder: Path
     task: Task
+    source: Checkpoint
+    """What the graphs were made from: the user's checkpoint, or that with a smaller vocabulary."""
     preprocessor: Any
     """Transformers' tokenizer or image processor."""
+    inputs: tuple[str, ...]
+    """Names that the first graph takes."""
     max_length: int | None = None
     """Tokens that a text may have."""
     cases: tuple[parity.Case, ...] = ()
@@ -39,10 +41,18 @@ class Base:
     """Of the other tasks."""
     written: tuple[Written, ...] = ()
     """Of generation."""
+    texts: tuple[Any, ...] = ()
+    """A few texts, or pairs of them, for other tools to answer."""
+    vocabulary: dict[str, Any] | None = None
+    """What trimming the vocabulary did, and that the answers stayed."""
 
 
-def make_base(source: Checkpoint, task: Task, rows: Sequence[Row], out: Path, opset: int | None) -> Base:
+def make_base(
+    source: Checkpoint, task: Task, rows: Sequence[Row], out: Path, opset: int | None, length: int | None = None
+) -> Base:
     """Export the checkpoint into a temporary folder in `out`, which the caller removes, and ask PyTorch.
+
+    length: tokens that texts are cut to before PyTorch is asked, for a graph of that length.
 
     Raises CheckpointError for a checkpoint that does not load or export.
     """
@@ -51,7 +61,10 @@ def make_base(source: Checkpoint, task: Task, rows: Sequence[Row], out: Path, op
         _quiet()
         model = load_original(source, task)
         export_graphs(model, task, work, opset)
-        return _ask(source, task, model, work, rows)
+        base = _ask(source, task, model, work, rows, length)
+        del model
+        gc.collect()  # modules stand in cycles, and would keep the weights for as long as it takes
+        return base
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
         if isinstance(error, EdgewiseError | KeyboardInterrupt | OSError):
@@ -59,41 +72,30 @@ def make_base(source: Checkpoint, task: Task, rows: Sequence[Row], out: Path, op
         raise CheckpointError(f"{source.path} does not export to ONNX: {error}") from error
 
 
-def _ask(source: Checkpoint, task: Task, model: Any, work: Path, rows: Sequence[Row]) -> Base:
+def _ask(source: Checkpoint, task: Task, model: Any, work: Path, rows: Sequence[Row], fixed: int | None) -> Base:
     import onnx
 
     graph = onnx.load(work / graph_files(task)[0], load_external_data=False).graph
-    inputs = [i.name for i in graph.input]
-    if task == "image-classification":
+    inputs = tuple(i.name for i in graph.input)
+    if task in IMAGE_TASKS:
         probes, written = build_probes(source, task, model, inputs, rows, None)
-        return Base(work, task, read_processor(source.path), probes=probes)
+        return Base(work, task, source, read_processor(source.path), inputs, probes=probes)
     tokenizer = read_tokenizer(source.path)
     length = text_limit(source.config, tokenizer)
+    length = min(x for x in (length, fixed) if x is not None) if length or fixed else None
+    texts = _texts(rows)
     if task == "text-classification":
         cases = parity.build_cases(model, tokenizer, inputs, rows, length)
-        return Base(work, task, tokenizer, length, cases)
+        return Base(work, task, source, tokenizer, inputs, length, cases, texts=texts)
     probes, written = build_probes(source, task, model, inputs, rows, length)
-    return Base(work, task, tokenizer, length, probes=probes, written=written)
+    return Base(work, task, source, tokenizer, inputs, length, probes=probes, written=written, texts=texts)
 
 
-def prove(draft: Bundle, base: Base, recipe: Recipe) -> dict[str, Any]:
-    """Hold a bundle, whose manifest is a draft, against PyTorch: the manifest's parity, golden and loads_in.
-
-    Text classification through the runtime; the other tasks, which it does not answer yet, in plain onnxruntime
-    sessions, and so without golden answers. Raises ParityError.
-    """
-    from edgewise.runtime import load
-
-    if base.task != "text-classification":
-        graphs = open_graphs(draft.path, base.task)
-        proof = compare_graphs(graphs, base.probes, base.written, recipe)
-        return {"parity": proof, "loads_in": graphs_load_in(draft, graphs, base.probes, base.written)}
-    with load(draft.path, verify="none") as model:
-        return {
-            "parity": parity.compare(model, base.cases, recipe),
-            "golden": parity.golden_answers(model, base.cases),
-            "loads_in": parity.loads_in(draft, model, base.cases),
-        }
+def _texts(rows: Sequence[Row]) -> tuple[Any, ...]:
+    """All single texts or all pairs, as the first row is; of our own without rows."""
+    paired = bool(rows) and rows[0].text_pair is not None
+    found = [(r.text, r.text_pair) if paired else r.text for r in rows[:8] if (r.text_pair is not None) == paired]
+    return tuple(found) or parity.FALLBACK_TEXTS
 
 
 def _quiet() -> None:

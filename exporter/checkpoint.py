@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgewise.errors import CheckpointError
 from edgewise.files import digest_json, sha256_file
-from edgewise.sources import check_model_folder
-from edgewise.types import TASKS, TRAINED_TASKS, Task
+from edgewise.sources import PROCESSOR, check_model_folder
+from edgewise.types import TASKS, Task
 
 _TASK_BY_HEAD = {
     "ForSequenceClassification": "text-classification",
@@ -20,8 +20,12 @@ _TASK_BY_HEAD = {
     "LMHeadModel": "text-generation",
     "ForConditionalGeneration": "text2text-generation",
     "ForImageClassification": "image-classification",
+    "ForPreTraining": "fill-mask",  # BERT's: masked words, and a head for the next sentence, which is left out
+    "ForMaskedImageModeling": "image-feature-extraction",
     "Model": "feature-extraction",
 }
+_FEATURES: tuple[Task, ...] = ("feature-extraction", "image-feature-extraction")
+"""Tasks without a head: the body of any checkpoint can do them."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,19 @@ class Checkpoint:
     config: dict[str, Any]
     digest: str
     """Over config and weights."""
+    trust_remote_code: bool = False
+    """Code that comes with the checkpoint may run."""
+    allow_pickle: bool = False
+    """Its weights are pickled, and may be read all the same."""
 
     @property
     def family(self) -> str:
         return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of the weights."""
+        return sorted(self.path.glob("*.bin" if self.allow_pickle else "*.safetensors"))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -54,24 +67,34 @@ class Checkpoint:
         return "regression" if len(self.labels) == 1 else "single_label_classification"
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Check a local folder: config, safetensors weights, tokenizer. Raises CheckpointError."""
+def read_checkpoint(path: Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Checkpoint:
+    """Check a local folder: config, safetensors weights, tokenizer.
+
+    Raises CheckpointError; also for a model that brings code of its own, or pickled weights, unless asked for.
+    """
     check_model_folder(path)
     config_file = path / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{config_file} is no JSON: {error}") from error
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        if list(path.glob("*.bin")):
-            raise CheckpointError(
-                f"{path} has pickled weights only, which can run code: save them again with "
-                "model.save_pretrained(folder, safe_serialization=True)"
-            )
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file} is no JSON object: expected what save_pretrained wrote")
+    if config.get("auto_map") and not trust_remote_code:
+        raise CheckpointError(
+            f"{path} brings code of its own ({', '.join(sorted(config['auto_map']))} in auto_map of config.json), "
+            "which would run on this machine: read it, then say --trust-remote-code (trust_remote_code=True)"
+        )
+    pickled = not list(path.glob("*.safetensors")) and bool(list(path.glob("*.bin")))
+    if pickled and not allow_pickle:
+        raise CheckpointError(
+            f"{path} has pickled weights only, which can run code: save them again with "
+            "model.save_pretrained(folder, safe_serialization=True), or say --allow-pickle (allow_pickle=True)"
+        )
+    found = Checkpoint(path, config, "", trust_remote_code, pickled)
+    if not found.weights:
         raise CheckpointError(f"{path} has no weights: expected model.safetensors")
-    digest = digest_json([config, [[w.name, sha256_file(w)] for w in weights]])
-    return Checkpoint(path, config, digest)
+    return replace(found, digest=digest_json([config, [[w.name, sha256_file(w)] for w in found.weights]]))
 
 
 def infer_task(checkpoint: Checkpoint) -> Task:
@@ -79,26 +102,34 @@ def infer_task(checkpoint: Checkpoint) -> Task:
     for name in checkpoint.config.get("architectures") or ():
         for head, task in _TASK_BY_HEAD.items():
             if name.endswith(head):
-                return task  # type: ignore[return-value]  # the table holds tasks alone
+                found: Task = task  # type: ignore[assignment]  # the table holds tasks alone
+                return _of_images(checkpoint) if found == "feature-extraction" else found
     raise CheckpointError(
         f"{checkpoint.path}: the task cannot be told from architectures={checkpoint.config.get('architectures')}: "
         f"name it with --task, one of {', '.join(TASKS)}"
     )
 
 
+def _of_images(checkpoint: Checkpoint) -> Task:
+    """Features of images where the folder has what prepares them."""
+    return "image-feature-extraction" if (checkpoint.path / PROCESSOR).is_file() else "feature-extraction"
+
+
 def check_task(checkpoint: Checkpoint, task: Task | None) -> Task:
     """The task to export for: `task`, or that of the checkpoint's head.
 
-    Raises CheckpointError where it cannot be told, cannot be exported, or is not that of the head: transformers would
-    put a fresh, random one in its place.
+    Features can be had of any checkpoint, its head left out. Raises CheckpointError where the task cannot be told, or
+    is not that of the head: transformers would put a fresh, random one in its place.
     """
     heads = checkpoint.config.get("architectures") or ()
     found = infer_task(checkpoint) if task is None or heads else task
+    if task in _FEATURES and task == _of_images(checkpoint):
+        found = task
     if task is not None and found != task:
         raise CheckpointError(f"{checkpoint.path} is for {found} (architectures={list(heads)}), not for {task}")
-    if found not in TRAINED_TASKS:
+    if found == "feature-extraction" and checkpoint.config.get("is_encoder_decoder"):
         raise CheckpointError(
-            f"{checkpoint.path} is for {found}; edgewise exports {', '.join(TRAINED_TASKS)}: "
-            "fine-tune it for one of these"
+            f"{checkpoint.path} reads with an encoder and writes with a decoder: edgewise takes no features of such a "
+            "model; save its encoder alone (model.get_encoder().save_pretrained(folder)), or fine-tune it to write"
         )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ _FIRST_FOR_OPSET = (
     (14, "1.8"), (15, "1.10"), (16, "1.11"), (17, "1.12"), (18, "1.14"), (19, "1.16"),
     (20, "1.17"), (21, "1.18"), (22, "1.21"), (23, "1.22"), (24, "1.23"),
 )  # fmt: skip
+_FIRST_FOR_OPERATOR = {"MatMulNBits": "1.17", "GroupQueryAttention": "1.18", "GatherBlockQuantized": "1.20"}
+"""Of ONNX Runtime's own operators, on the CPU; from its release notes."""
+_FIRST_FOR_8_BITS = "1.22"
+"""MatMulNBits with 8 bits a weight."""
 _FIRST_FOR_IR = ((8, "1.10"), (9, "1.15"), (10, "1.18"), (11, "1.21"), (12, "1.23"))
 
 
@@ -33,7 +37,7 @@ def read_graph(folder: Path, file: str, optimization_level: str) -> GraphInfo:
         outputs=tuple(_tensor(v) for v in model.graph.output),
         opset=opset,
         optimization_level=optimization_level,
-        min_onnxruntime=_min_onnxruntime(opset, model.ir_version),
+        min_onnxruntime=_min_onnxruntime(opset, model.ir_version, list(all_nodes(model.graph))),
         node_types=dict(sorted(Counter(n.op_type for n in all_nodes(model.graph)).items())),
         bytes_by_part=_bytes_by_part(model, folder, file),
     )
@@ -57,11 +61,14 @@ def _tensor(value: Any) -> TensorInfo:
     return TensorInfo(value.name, {"float": "float32", "double": "float64"}.get(name, name), shape)
 
 
-def _min_onnxruntime(opset: int, ir: int) -> str:
+def _min_onnxruntime(opset: int, ir: int, nodes: Sequence[Any]) -> str:
     def first(table: tuple[tuple[int, str], ...], version: int) -> str:
         return next((release for v, release in table if v >= version), table[-1][1])
 
-    candidates = (first(_FIRST_FOR_OPSET, opset), first(_FIRST_FOR_IR, ir))
+    candidates = [first(_FIRST_FOR_OPSET, opset), first(_FIRST_FOR_IR, ir)]
+    candidates += [_FIRST_FOR_OPERATOR[kind] for kind in {n.op_type for n in nodes} if kind in _FIRST_FOR_OPERATOR]
+    if any(n.op_type == "MatMulNBits" and a.name == "bits" and a.i == 8 for n in nodes for a in n.attribute):
+        candidates.append(_FIRST_FOR_8_BITS)
     return max(candidates, key=lambda release: [int(p) for p in release.split(".")])
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from edgewise.errors import CheckpointError
 from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.prompts import load_prompted
-from edgewise.types import AUTO_CLASSES, Task
+from edgewise.types import EXPORT_CLASSES, Task
 
 
 def load_original(source: Checkpoint, task: Task) -> Any:
@@ -21,8 +21,14 @@ def load_original(source: Checkpoint, task: Task) -> Any:
     import transformers
 
     try:
-        auto = getattr(transformers, AUTO_CLASSES[task])
-        model = load_prompted(source.path, auto, dtype=torch.float32, use_safetensors=True).eval()
+        auto = getattr(transformers, EXPORT_CLASSES[task])
+        model = load_prompted(
+            source.path,
+            auto,
+            dtype=torch.float32,
+            use_safetensors=not source.allow_pickle,
+            trust_remote_code=source.trust_remote_code,
+        ).eval()
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises many kinds

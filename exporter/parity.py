@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgewise.bundle import Bundle, Golden
 from edgewise.data import Row
 from edgewise.errors import ParityError
-from edgewise.types import Precision, Recipe
+from edgewise.exporter.tolerance import judge, tolerance
+from edgewise.types import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,14 +22,6 @@ PARITY_ROWS = 32
 LONGEST = 1024
 """Tokens of the longest text that is compared; the longest that the model allows where that is less."""
 _BATCH = 8
-
-LARGEST_DIFFERENCE: dict[Precision, float] = {"fp32": 1e-3}
-"""Largest absolute difference of a logit from PyTorch's; none is set for int8, which is judged by its decisions."""
-LOWEST_AGREEMENT: dict[Precision, float] = {"fp32": 1.0, "int8-dynamic": 0.8, "int8-static": 0.8}
-"""Share of parity inputs whose label must be PyTorch's; an int8 graph below it has collapsed."""
-LOWEST_AGREEMENT_WORDS: dict[Precision, float] = {**LOWEST_AGREEMENT, "int8-dynamic": 0.5}
-"""The same for the next word of generation, one of a whole vocabulary, where close calls are many (SmolLM2-135M in
-int8-dynamic: 75%); what it costs in perplexity or BLEU is for the measurements to say."""
 
 FALLBACK_TEXTS = (
     "A fine film.", "Dull, and far too long.", "It works.", "I would not watch it again, and neither should you.",
@@ -135,10 +128,7 @@ def compare(model: TextClassifier, cases: Sequence[Case], recipe: Recipe) -> dic
         "worst_case": worst_case,
         "agreement": agree / total,
         "batch_dependence": by_batch,
-        "tolerance": {
-            "largest_absolute_difference": LARGEST_DIFFERENCE.get(recipe.precision),
-            "agreement": LOWEST_AGREEMENT[recipe.precision],
-        },
+        "tolerance": tolerance(recipe, "text-classification"),
         "tokens_equal": True,
     }
     judge(parity, recipe)
@@ -162,22 +152,6 @@ def agreement(got: np.ndarray, wanted: np.ndarray, problem_type: str | None) -> 
     return same
 
 
-def judge(parity: dict[str, Any], recipe: Recipe) -> None:
-    """Raise ParityError when what was found is outside the tolerance of the recipe's precision."""
-    limit = LARGEST_DIFFERENCE.get(recipe.precision)
-    if limit is not None and parity["largest_absolute_difference"] > limit:
-        raise ParityError(
-            f"the {recipe.name} graph differs from PyTorch by {parity['largest_absolute_difference']:.2g} in a logit "
-            f"({parity['worst_case']}), allowed is {limit:g}: it is not written"
-        )
-    lowest = parity["tolerance"]["agreement"]
-    if parity["agreement"] < lowest:
-        raise ParityError(
-            f"the {recipe.name} graph gives PyTorch's label for {parity['agreement']:.1%} of {parity['inputs']} "
-            f"inputs, needed are {lowest:.0%}: it is not written; try another recipe"
-        )
-
-
 def golden_answers(model: TextClassifier, cases: Sequence[Case]) -> tuple[Golden, ...]:
     """The first eight single inputs with this bundle's own answers."""
     golden = []
@@ -192,7 +166,6 @@ def loads_in(bundle: Bundle, model: TextClassifier, cases: Sequence[Case]) -> di
     """Load the bundle as it stands in Optimum and compare its logits with the runtime's, alone and in a batch."""
     import numpy as np
 
-    others = {"transformersjs": {"tested": False, "why": "needs Node"}}
     try:
         from optimum.onnxruntime import ORTModelForSequenceClassification
         from transformers import AutoTokenizer
@@ -208,8 +181,5 @@ def loads_in(bundle: Bundle, model: TextClassifier, cases: Sequence[Case]) -> di
             found[key] = max(found[key], float(np.abs(theirs - model.logits(case.items)).max()))
     except Exception as error:  # whatever Optimum raises is the finding
         failed = {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
-        return {"optimum": failed, "optimum_batched": failed, **others}
-    return {
-        **{k: {"tested": True, "ok": v <= 1e-4, "largest_absolute_difference": v} for k, v in found.items()},
-        **others,
-    }
+        return {"optimum": failed, "optimum_batched": failed}
+    return {k: {"tested": True, "ok": v <= 1e-4, "largest_absolute_difference": v} for k, v in found.items()}

@@ -11,7 +11,7 @@ from edgewise.errors import CheckpointError
 from edgewise.exporter.originals import padding_side, read_processor, read_tokenizer
 from edgewise.prompting import PARAMETER
 from edgewise.sources import PROCESSOR
-from edgewise.types import Task
+from edgewise.types import IMAGE_TASKS, Task
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What a bundle keeps of a tokenizer: tokenizer.json holds the vocabulary, so vocab.txt would be a second copy."""
@@ -19,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 def write_preprocessor(source: Path, folder: Path, task: Task) -> None:
     """Write the tokenizer, or for images the processor's config, of a model folder into a bundle folder."""
-    if task != "image-classification":
+    if task not in IMAGE_TASKS:
         write_tokenizer(source, folder, task)
     elif (source / PROCESSOR).is_file():
         read_processor(source)  # one that does not load is said here
@@ -47,7 +47,7 @@ def read_preprocessing(
     folder: Path, config: dict[str, Any], graph_inputs: Sequence[str], task: Task = "text-classification"
 ) -> dict[str, Any]:
     """What the runtime needs to know of the tokenizer or the image processor in a bundle folder."""
-    if task == "image-classification":
+    if task in IMAGE_TASKS:
         return {"processor": PROCESSOR, "inputs": list(graph_inputs)}
     tokenizer = read_tokenizer(folder)
     pad = config.get("pad_token_id")

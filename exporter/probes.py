@@ -14,8 +14,8 @@ from edgewise.data import Row
 from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.exporter.originals import padding_side, read_processor, read_tokenizer
 from edgewise.exporter.parity import FALLBACK_TEXTS, LONGEST
-from edgewise.exporter.sessions import Feeds, positions
-from edgewise.types import Task
+from edgewise.exporter.sessions import Feeds, output_name, positions
+from edgewise.types import IMAGE_TASKS, Task
 
 PROBE_ROWS = 16
 BATCH = 4
@@ -23,8 +23,8 @@ STEPS = 10
 """Greedy tokens that are compared."""
 _TEXT = 128
 """Tokens that a row of generation is cut to; logits of a whole vocabulary are large."""
-_LOGITS = 1 << 25
-"""Numbers that the longest text's logits may have: 128 MB."""
+_LOGITS = 1 << 24
+"""Numbers that the longest text's logits may have, and those of all rows together: 64 MB each."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Probe:
 
     name: str
     feeds: Feeds
-    logits: np.ndarray
-    """float32 [batch, labels] or [batch, length, labels or vocabulary]."""
+    answer: np.ndarray
+    """float32: logits [batch, labels] or [batch, length, labels or vocabulary], or hidden states [batch, length, n]."""
     counts: np.ndarray
     """bool over all but the last dimension: what is no padding."""
 
@@ -59,12 +59,12 @@ def build_probes(
     model: the PyTorch model. inputs: names that the first graph takes.
     rows: as many as there are; fallbacks of our own where there are none. The batch is made of the first single rows.
     """
-    if task == "image-classification":
+    if task in IMAGE_TASKS:
         feeds = _images(source, model.config, rows)
     elif task == "text2text-generation":
         feeds = _pairs(source, model.config, rows, max_length)
     else:
-        feeds = _texts(source, model.config, rows, max_length, task)
+        feeds = _texts(source, model.config, rows, max_length, task, positioned="position_ids" in inputs)
     # A tokenizer may give token types to a model that has none.
     known = {*inputs, "decoder_input_ids", "decoder_attention_mask"}
     feeds = [(name, {key: value for key, value in given.items() if key in known}) for name, given in feeds]
@@ -76,20 +76,20 @@ def build_probes(
 
 
 def _answer(model: Any, task: Task, name: str, feeds: Feeds) -> Probe:
-    found = _forward(model, feeds)
+    found = _forward(model, task, feeds)
     mask = feeds.get("decoder_attention_mask" if task == "text2text-generation" else "attention_mask")
     counts = np.ones(found.shape[:-1], bool) if found.ndim == 2 or mask is None else mask.astype(bool)
     return Probe(name, feeds, found, counts)
 
 
-def _forward(model: Any, feeds: Feeds, **more: Any) -> np.ndarray:
+def _forward(model: Any, task: Task, feeds: Feeds, **more: Any) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
         given = {name: torch.from_numpy(value) for name, value in feeds.items() if name != "decoder_attention_mask"}
         if "use_cache" in inspect.signature(model.forward).parameters:
             more["use_cache"] = False
-        found: np.ndarray = model(**given, **more).logits.float().numpy()
+        found: np.ndarray = getattr(model(**given, **more), output_name(task)).float().numpy()
     return found
 
 
@@ -97,14 +97,14 @@ def _forward(model: Any, feeds: Feeds, **more: Any) -> np.ndarray:
 
 
 def _texts(
-    source: Checkpoint, config: Any, rows: Sequence[Row], max_length: int | None, task: Task
+    source: Checkpoint, config: Any, rows: Sequence[Row], max_length: int | None, task: Task, *, positioned: bool
 ) -> list[tuple[str, Feeds]]:
     tokenizer = read_tokenizer(source.path)
     generates = task == "text-generation"
     longest = min(max_length or 512, LONGEST)
     if generates:
         longest = min(longest, max(_TEXT, _LOGITS // config.vocab_size)) - STEPS
-    cut = min(longest, _TEXT) if generates else longest
+    cut = min(longest, _TEXT, max(16, _LOGITS // config.vocab_size // PROBE_ROWS)) if generates else longest
     singles = _encode(tokenizer, [r.text for r in rows[:PROBE_ROWS]] or FALLBACK_TEXTS, cut)
     whole = _joined(singles, longest)
     groups = [(f"row {i}", [single]) for i, single in enumerate(singles)]
@@ -114,7 +114,7 @@ def _texts(
     feeds: list[tuple[str, Feeds]] = []
     for name, group in groups:
         given = _stack(group, pad, padding_side(task))
-        if generates:
+        if generates or positioned:
             given["position_ids"] = positions(given["attention_mask"])
         feeds.append((name, given))
     return feeds
@@ -212,7 +212,7 @@ def _write(model: Any, task: Task, probe: Probe) -> Written:
     current, tokens, margins = dict(feeds), [], []
     for _ in range(STEPS):
         asked = {n: v for n, v in current.items() if not (more and n == "input_ids")}
-        last = _forward(model, asked, **more)[:, -1]
+        last = _forward(model, task, asked, **more)[:, -1]
         best = np.sort(last, axis=-1)
         margins.append(best[:, -1] - best[:, -2])
         tokens.append(last.argmax(-1).astype(np.int64))

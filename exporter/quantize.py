@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from edgewise.data import Row
 from edgewise.errors import DataError, PlanError
+from edgewise.exporter.external import save_external
+from edgewise.exporter.lean_quantize import bring_in, is_apart, weights_on_demand, with_shapes
 from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
-from edgewise.types import Recipe, Task
+from edgewise.types import Recipe
 
 _CALIBRATION_LENGTH = 128
 """Tokens that a row is cut to when it calibrates."""
+
+Columns = Callable[[Sequence[Row], Sequence[str]], dict[str, list[Any]]]
+"""Rows as the named inputs of a graph."""
 
 Preset = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
 
@@ -43,15 +48,6 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     return replace(recipe, preset=cpu_preset())
 
 
-def why_not(recipe: Recipe, task: Task) -> str:
-    """Why this recipe is not made for this task; '' where it is."""
-    if recipe.optimize and "generation" in task:
-        return f"{recipe.name} is not made for {task}: Optimum's optimizer takes no graph with a key-value cache"
-    if recipe.precision == "int8-static" and task not in ("text-classification", "token-classification"):
-        return f"int8-static is made for text-classification and token-classification, not for {task}: use int8-dynamic"
-    return ""
-
-
 def optimize_graph(source: Path, out: Path, level: str) -> Path:
     """Apply Optimum's graph optimization `level` to the exported model in `source`; returns the new graph's path."""
     from optimum.onnxruntime import ORTOptimizer
@@ -65,15 +61,25 @@ def optimize_graph(source: Path, out: Path, level: str) -> Path:
 
 
 def quantize_graph(
-    source: Path, out: Path, recipe: Recipe, rows: Sequence[Row], tokenizer: Any, max_length: int | None = None
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    preprocessor: Any,
+    max_length: int | None = None,
+    *,
+    images: bool = False,
 ) -> Path:
     """Quantize model.onnx of the folder `source` by a resolved recipe; returns the new graph's path.
 
     rows: rows of train that calibrate activation ranges (int8-static only), cut to `max_length` tokens or 128.
+    preprocessor: transformers' tokenizer, or for `images` its processor.
     """
     check_keep([source / "model.onnx"], recipe.keep)
-    read = {"truncation": True, "max_length": min(_CALIBRATION_LENGTH, max_length or _CALIBRATION_LENGTH)}
-    return _quantize(source / "model.onnx", out, recipe, rows, partial(tokenizer, **read) if tokenizer else None)
+    if images:
+        return _quantize(source / "model.onnx", out, recipe, rows, partial(_image_columns, preprocessor))
+    length = min(_CALIBRATION_LENGTH, max_length or _CALIBRATION_LENGTH)
+    return _quantize(source / "model.onnx", out, recipe, rows, partial(_text_columns, preprocessor, length))
 
 
 def quantize_seq2seq(source: Path, out: Path, recipe: Recipe) -> Path:
@@ -92,21 +98,32 @@ def quantize_seq2seq(source: Path, out: Path, recipe: Recipe) -> Path:
     return out
 
 
-def _quantize(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], tokenizer: Any) -> Path:
+def _quantize(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], columns: Columns | None) -> Path:
+    graph = _untied(graph, out.parent / "untied")
+    if not is_apart(graph) or recipe.precision == "int8-static":
+        return _run_quantizer(graph, out, recipe, rows, columns)
+    shaped = with_shapes(graph)
+    with weights_on_demand(graph.parent):
+        made = _run_quantizer(shaped, out, recipe, rows, columns)
+    shaped.unlink()
+    bring_in(made, graph.parent)
+    return made.replace(out / graph.name)
+
+
+def _run_quantizer(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], columns: Columns | None) -> Path:
     from optimum.onnxruntime import ORTQuantizer
 
-    graph = _untied(graph, out.parent / "untied")
     quantizer = ORTQuantizer.from_pretrained(graph.parent, file_name=graph.name)
     static = recipe.precision == "int8-static"
     config = _config(recipe, kept_nodes(graph, recipe.keep) + _products_without_weights(graph), static)
     ranges = None
     if static:
-        if not rows:
+        if not rows or columns is None:
             raise DataError(
                 "int8-static needs rows to calibrate with, and there are none: give --data, or take int8-dynamic"
             )
         ranges = quantizer.fit(
-            dataset=_calibration_dataset(rows[: recipe.calibration_rows], tokenizer, graph),
+            dataset=_calibration_dataset(rows[: recipe.calibration_rows], columns, graph),
             calibration_config=_calibration(recipe, len(rows)),
             onnx_augmented_model_name=str(out.parent / "augmented_model.onnx"),
             operators_to_quantize=config.operators_to_quantize,
@@ -160,22 +177,27 @@ def _untied(graph: Path, folder: Path) -> Path:
     import onnx
     from onnx.numpy_helper import from_array, to_array
 
-    model = onnx.load(graph)
+    model = onnx.load(graph, load_external_data=False)
     weights = {i.name: i for i in model.graph.initializer}
     turned = {n.output[0]: weights[n.input[0]] for n in model.graph.node
               if n.op_type == "Transpose" and n.input[0] in weights and len(weights[n.input[0]].dims) == 2}  # fmt: skip
     tied = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in turned]
     if not tied:
         return graph
-    for name in {n.input[1] for n in tied}:
-        model.graph.initializer.append(from_array(to_array(turned[name]).T.copy(), f"{name}_own"))
-    for node in tied:
-        node.input[1] += "_own"
     folder.mkdir(exist_ok=True)
     for config in graph.parent.glob("*.json"):
         shutil.copyfile(config, folder / config.name)
-    large = graph.with_name(graph.name + "_data").exists()
-    onnx.save(model, folder / graph.name, save_as_external_data=large, location=graph.name + "_data")
+    for name in {n.input[1] for n in tied}:
+        table = to_array(turned[name], str(graph.parent))
+        model.graph.initializer.append(from_array(table.T.copy(), f"{name}_own"))
+    for node in tied:
+        node.input[1] += "_own"
+    read = {name for n in model.graph.node for name in n.input} | {o.name for o in model.graph.output}
+    for node in [n for n in model.graph.node if n.output[0] in turned and n.output[0] not in read]:
+        model.graph.node.remove(node)  # it would keep the table in fp32
+    if is_apart(graph):
+        return save_external(model, graph.parent, folder / graph.name)
+    onnx.save(model, folder / graph.name)
     return folder / graph.name
 
 
@@ -185,13 +207,14 @@ def _config(recipe: Recipe, keep: list[str], static: bool) -> Any:
 
     # Matrix products and embeddings hold the weights; quantizing the small elementwise nodes between them
     # costs accuracy and time, and saves no byte.
-    operators = ["MatMul", "Gemm", "Gather", "Attention", "EmbedLayerNormalization"]
+    operators = ["MatMul", "Gemm", "Attention"]
+    if recipe.embeddings:
+        operators += ["Gather", "EmbedLayerNormalization"]
     make = getattr(AutoQuantizationConfig, recipe.preset)
     options: dict[str, Any] = {"per_channel": recipe.per_channel, "nodes_to_exclude": keep, "is_static": static}
     if static:
-        options["operators_to_quantize"] = ["MatMul", "Gemm", "Gather"]
-    else:
-        options["operators_to_quantize"] = operators
+        operators = [o for o in operators if o in ("MatMul", "Gemm", "Gather")]
+    options["operators_to_quantize"] = operators
     config = make(**options)
     config.reduce_range = recipe.reduce_range
     if recipe.symmetric_weights is not None:
@@ -220,11 +243,26 @@ def _calibration(recipe: Recipe, rows: int) -> Any:
     )
 
 
-def _calibration_dataset(rows: Sequence[Row], tokenizer: Any, graph: Path) -> Any:
-    """A datasets.Dataset of the graph's inputs, one row of real length each (calibrated at batch 1, unpadded)."""
+def _calibration_dataset(rows: Sequence[Row], columns: Columns, graph: Path) -> Any:
+    """A datasets.Dataset of the graph's inputs, one row each (texts at their real length, unpadded)."""
     import onnx
     from datasets import Dataset
 
     inputs = [i.name for i in onnx.load(graph, load_external_data=False).graph.input]
-    encoded = [tokenizer(r.text, r.text_pair) for r in rows]
-    return Dataset.from_dict({name: [e[name] for e in encoded] for name in inputs})
+    return Dataset.from_dict(columns(rows, inputs))
+
+
+def _text_columns(tokenizer: Any, length: int, rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Any]]:
+    encoded = [tokenizer(r.text, r.text_pair, truncation=True, max_length=length) for r in rows]
+    known = {"position_ids": lambda e: list(range(len(e["input_ids"])))}
+    return {name: [known[name](e) if name not in e else e[name] for e in encoded] for name in names}
+
+
+def _image_columns(processor: Any, rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Any]]:
+    import numpy as np
+
+    from edgewise.images import open_rgb
+
+    images = [np.asarray(open_rgb(r.image)) for r in rows if r.image is not None]
+    made = processor(images, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    return {name: list(made.astype(np.float32)) for name in names}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from edgewise.errors import ParityError
+from edgewise.exporter.lean_trace import LARGE
 from edgewise.exporter.tracing import ENCODER, graph_files
 from edgewise.types import Task
 
@@ -34,23 +35,62 @@ class Graphs:
         return next(session for name, session in self.sessions.items() if name != ENCODER)
 
 
-def open_graphs(folder: Path, task: Task) -> Graphs:
-    """Open the graphs in `folder/onnx`. Raises ParityError where onnxruntime refuses one."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+def open_graphs(folder: Path, task: Task, *, threads: int | None = None, saved: bool = False) -> Graphs:
+    """Open the graphs in `folder/onnx` of a bundle, or in `folder` itself.
+
+    threads: inside one operator; as many as there are cores unless given.
+    saved: the graphs were saved as ONNX Runtime optimizes them, and are not optimized again.
+
+    Raises ParityError where onnxruntime refuses one.
+    """
+    place = folder / "onnx" if (folder / "onnx").is_dir() else folder
+    size = sum(p.stat().st_size for name in graph_files(task) for p in place.glob(f"{name}*"))
+    options = session_options(large=size >= LARGE)
+    options.intra_op_num_threads = threads or 0
+    if saved:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     sessions = {}
     for name in graph_files(task):
         try:
-            sessions[name] = ort.InferenceSession(folder / "onnx" / name, options, providers=["CPUExecutionProvider"])
+            sessions[name] = ort.InferenceSession(place / name, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's classes share no base but Exception
             raise ParityError(f"{name} does not load in onnxruntime {ort.__version__}: {error}") from error
     return Graphs(task, sessions)
 
 
-def logits(graphs: Graphs, feeds: Feeds) -> np.ndarray:
-    """What the graphs answer in one call, with an empty past: float32, shaped as PyTorch's logits."""
-    found: np.ndarray = _first_call(graphs, feeds)[0]["logits"]
-    return found
+def session_options(*, large: bool) -> ort.SessionOptions:
+    """Quiet; for large graphs without a second, prepacked copy of every matrix, and without a hoard of freed memory."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if large:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+    return options
+
+
+def output_name(task: Task) -> Literal["logits", "last_hidden_state"]:
+    """The output that is compared and used: that of the head, or of the body where there is none."""
+    return "last_hidden_state" if task.endswith("feature-extraction") else "logits"
+
+
+def answers(graphs: Graphs, feeds: Feeds) -> np.ndarray:
+    """What the graphs answer in one call, with an empty past: float32, shaped as PyTorch's logits or hidden states.
+
+    A graph of a fixed length is given the inputs padded to it, and its answer cut to theirs.
+    """
+    given, length = _padded(graphs, feeds)
+    found: np.ndarray = _first_call(graphs, given)[0][output_name(graphs.task)]
+    return found[:, :length] if length is not None and found.ndim == 3 else found
+
+
+def _padded(graphs: Graphs, feeds: Feeds) -> tuple[Feeds, int | None]:
+    """(feeds, their length where they were padded, on the right, to the fixed length of the graph)."""
+    shapes = {i.name: i.shape for i in graphs.decoder.get_inputs()}
+    fixed = shapes["input_ids"][1] if len(shapes.get("input_ids") or ()) == 2 else None
+    if not isinstance(fixed, int):
+        return feeds, None
+    length = feeds["input_ids"].shape[1]
+    return {name: np.pad(ids, ((0, 0), (0, fixed - length))) for name, ids in feeds.items()}, length
 
 
 def greedy(graphs: Graphs, feeds: Feeds, steps: int) -> np.ndarray:
@@ -87,17 +127,31 @@ def positions(mask: np.ndarray) -> np.ndarray:
     return counted.astype(np.int64)
 
 
-def _first_call(graphs: Graphs, feeds: Feeds) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(outputs by name, inputs that every step of a decoder repeats)."""
+def first_feeds(graphs: Graphs, feeds: Feeds) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """(all that each graph takes in a first call, by file name; inputs that every step of a decoder repeats).
+
+    The encoder is run on the way, since the decoder reads what it gives.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
     given: dict[str, np.ndarray] = {}
     if graphs.task == "text2text-generation":
-        states = _run(graphs.sessions[ENCODER], feeds)["last_hidden_state"]
+        encoder = graphs.sessions[ENCODER]
+        found[ENCODER] = {i.name: feeds[i.name] for i in encoder.get_inputs() if i.name in feeds}
+        states = _run(encoder, feeds)["last_hidden_state"]
         given = {"encoder_hidden_states": states, "encoder_attention_mask": feeds["attention_mask"]}
         feeds = {**given, "input_ids": feeds["decoder_input_ids"], _BRANCH: np.array([False])}
-    elif graphs.task == "text-generation":
+    elif "attention_mask" in feeds:  # for a graph that counts positions itself they are left out below
         feeds = {"position_ids": positions(feeds["attention_mask"]), **feeds}
     past = _empty_past(graphs.decoder, len(next(iter(feeds.values()))))
-    return _run(graphs.decoder, {**feeds, **past}), given
+    wanted = [i.name for i in graphs.decoder.get_inputs()]
+    found[graph_files(graphs.task)[-1]] = {n: v for n, v in {**feeds, **past}.items() if n in wanted}
+    return found, given
+
+
+def _first_call(graphs: Graphs, feeds: Feeds) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(outputs by name, inputs that every step of a decoder repeats)."""
+    found, given = first_feeds(graphs, feeds)
+    return _run(graphs.decoder, found[graph_files(graphs.task)[-1]]), given
 
 
 def _empty_past(session: ort.InferenceSession, batch: int) -> dict[str, np.ndarray]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgewise.bundle import Bundle
 from edgewise.errors import ParityError
-from edgewise.exporter.parity import LARGEST_DIFFERENCE, LOWEST_AGREEMENT, LOWEST_AGREEMENT_WORDS, judge
+from edgewise.exporter.lean_trace import LARGE
+from edgewise.exporter.pooling import cosine, pool
 from edgewise.exporter.probes import STEPS, Probe, Written
-from edgewise.exporter.sessions import Graphs, greedy, logits
+from edgewise.exporter.sessions import Graphs, answers, greedy, output_name, session_options
+from edgewise.exporter.tolerance import decision_of, judge, largest_difference, tolerance
 from edgewise.types import Recipe, Task
 
 _PEERS: dict[Task, str] = {
@@ -19,6 +22,9 @@ _PEERS: dict[Task, str] = {
     "text-generation": "ORTModelForCausalLM",
     "text2text-generation": "ORTModelForSeq2SeqLM",
     "image-classification": "ORTModelForImageClassification",
+    "feature-extraction": "ORTModelForFeatureExtraction",
+    "fill-mask": "ORTModelForMaskedLM",
+    "image-feature-extraction": "ORTModelForFeatureExtraction",
 }
 
 
@@ -29,21 +35,25 @@ def compare_graphs(
 
     Raises ParityError when it is outside the tolerance of its precision.
     """
-    worst = relative = 0.0
+    worst = relative = scaled = 0.0
     where, agree, total = "", list[float](), 0
+    features = decision_of(graphs.task) == "direction"
     found: dict[str, np.ndarray] = {}
+    batch = next(p for p in probes if p.name == "padded batch")
+    batched = {batch.name, *(f"row {i}" for i in range(len(batch.answer)))}
     for probe in probes:
-        got = found[probe.name] = logits(graphs, probe.feeds)
+        got = answers(graphs, probe.feeds)
+        if probe.name in batched:
+            found[probe.name] = got
         _check_form(got, probe, recipe)
-        real, wanted = got[probe.counts], probe.logits[probe.counts]
+        real, wanted = got[probe.counts], probe.answer[probe.counts]
         difference = np.abs(real - wanted)
         if difference.max() > worst:
             worst, where = float(difference.max()), probe.name
         relative = max(relative, float((difference / np.maximum(np.abs(wanted), 1e-6)).max()))
-        same = got.argmax(-1) == probe.logits.argmax(-1)
-        # By sequence: the longest text has more tokens than all rows together, and is no text of the user's.
-        agree += [float(s[c].mean()) for s, c in zip(same, probe.counts, strict=True)]
-        total += len(real)
+        scaled = max(scaled, float(difference.max()) / (max(1.0, float(np.abs(wanted).max())) if features else 1.0))
+        agree += _agreement(got, probe, features)
+        total += len(agree) if features else len(real)
     parity: dict[str, Any] = {
         "against": "pytorch",
         "inputs": len(probes),
@@ -53,10 +63,8 @@ def compare_graphs(
         "agreement": sum(agree) / len(agree),
         "decisions": total,
         "batch_dependence": _by_batch(found, probes),
-        "tolerance": {
-            "largest_absolute_difference": LARGEST_DIFFERENCE.get(recipe.precision),
-            "agreement": (LOWEST_AGREEMENT_WORDS if written else LOWEST_AGREEMENT)[recipe.precision],
-        },
+        "tolerance": tolerance(recipe, graphs.task),
+        **({"largest_scaled_difference": scaled} if features else {}),
     }
     judge(parity, recipe)
     if written:
@@ -64,10 +72,21 @@ def compare_graphs(
     return parity
 
 
+def _agreement(got: np.ndarray, probe: Probe, features: bool) -> list[float]:
+    """By sequence, since the longest text has more tokens than all rows together, and is no text of the user's: the
+    share of its decisions that are PyTorch's, or the cosine of its pooled features with PyTorch's.
+    """
+    if features:
+        ours, theirs = (pool(states, probe.counts, "mean") for states in (got, probe.answer))
+        return [float(x) for x in cosine(ours, theirs)]
+    same = got.argmax(-1) == probe.answer.argmax(-1)
+    return [float(s[c].mean()) for s, c in zip(same, probe.counts, strict=True)]
+
+
 def _check_form(got: np.ndarray, probe: Probe, recipe: Recipe) -> None:
-    if got.shape != probe.logits.shape:
+    if got.shape != probe.answer.shape:
         raise ParityError(
-            f"the {recipe.name} graph answers {probe.name} with {got.shape}, PyTorch {probe.logits.shape}"
+            f"the {recipe.name} graph answers {probe.name} with {got.shape}, PyTorch {probe.answer.shape}"
         )
     if not np.isfinite(got[probe.counts]).all():
         raise ParityError(f"the {recipe.name} graph answers {probe.name} with NaN or infinity")
@@ -86,7 +105,7 @@ def _by_batch(found: dict[str, np.ndarray], probes: Sequence[Probe]) -> float:
 
 def _compare_written(graphs: Graphs, written: Sequence[Written], recipe: Recipe) -> dict[str, Any]:
     """Greedy tokens with the cache against PyTorch's without; a token that PyTorch itself nearly tied may differ."""
-    limit = LARGEST_DIFFERENCE.get(recipe.precision)
+    limit = largest_difference(recipe)
     equal = same = sequences = 0
     for case in written:
         for got, wanted, margins in zip(greedy(graphs, case.feeds, STEPS), case.tokens, case.margins, strict=True):
@@ -101,31 +120,49 @@ def _compare_written(graphs: Graphs, written: Sequence[Written], recipe: Recipe)
     return {"sequences": sequences, "steps": STEPS, "equal": equal, "tokens_until_the_first_difference": same}
 
 
-def graphs_load_in(
-    bundle: Bundle, graphs: Graphs, probes: Sequence[Probe], written: Sequence[Written]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ours:
+    """What plain sessions answered: kept, so that they are closed before a peer opens the same graphs."""
+
+    task: Task
+    answers: Mapping[str, np.ndarray]
+    """By the probe's name."""
+    written: tuple[np.ndarray, ...]
+    """Greedy tokens: int64 [batch, STEPS] a case."""
+
+
+def read_ours(graphs: Graphs, probes: Sequence[Probe], written: Sequence[Written]) -> Ours:
+    """Answer every probe, and write every case."""
+    told = {p.name: answers(graphs, p.feeds) for p in probes}
+    return Ours(graphs.task, told, tuple(greedy(graphs, case.feeds, STEPS) for case in written))
+
+
+def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written: Sequence[Written]) -> dict[str, Any]:
     """Load the bundle as it stands in Optimum and compare its answers with the plain sessions', alone and in a batch.
 
     For generation also what its `generate` writes greedily, for a single text and for the padded batch.
     """
     import optimum.onnxruntime
 
-    found: dict[str, Any] = {"transformersjs": {"tested": False, "why": "needs Node"}}
+    found: dict[str, Any] = {}
     keys = ("optimum", "optimum_batched", *(["optimum_generate"] if written else []))
+    large = sum(info.size for info in bundle.manifest.files.values()) >= LARGE
     try:
-        peer = getattr(optimum.onnxruntime, _PEERS[graphs.task]).from_pretrained(bundle.path)
+        peer = getattr(optimum.onnxruntime, _PEERS[ours.task]).from_pretrained(
+            bundle.path, session_options=session_options(large=large)
+        )
     except Exception as error:  # whatever Optimum raises is the finding
-        return {**{key: _failed(error) for key in keys}, **found}
+        return {key: _failed(error) for key in keys}
     singles = [p for p in probes if p.name != "padded batch"]
     for key, chosen in (("optimum", singles), ("optimum_batched", [p for p in probes if p.name == "padded batch"])):
         try:
-            worst = max(_difference(peer, graphs, probe) for probe in chosen)
+            worst = max(_difference(peer, ours, probe) for probe in chosen)
             found[key] = {"tested": True, "ok": worst <= 1e-4, "largest_absolute_difference": worst}
         except Exception as error:
             found[key] = _failed(error)
     if written:
         try:
-            found["optimum_generate"] = _generates(peer, graphs, written)
+            found["optimum_generate"] = _generates(peer, ours, written)
         except Exception as error:
             found["optimum_generate"] = _failed(error)
     return found
@@ -135,26 +172,26 @@ def _failed(error: Exception) -> dict[str, Any]:
     return {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
 
 
-def _difference(peer: Any, graphs: Graphs, probe: Probe) -> float:
+def _difference(peer: Any, ours: Ours, probe: Probe) -> float:
     import torch
 
     feeds = {n: torch.from_numpy(v) for n, v in probe.feeds.items() if n != "decoder_attention_mask"}
-    theirs = np.asarray(peer(**feeds).logits)
-    return float(np.abs(theirs - logits(graphs, probe.feeds))[probe.counts].max())
+    theirs = np.asarray(getattr(peer(**feeds), output_name(ours.task)))
+    return float(np.abs(theirs - ours.answers[probe.name])[probe.counts].max())
 
 
-def _generates(peer: Any, graphs: Graphs, written: Sequence[Written]) -> dict[str, Any]:
+def _generates(peer: Any, ours: Ours, written: Sequence[Written]) -> dict[str, Any]:
     """Greedy tokens of Optimum's generate against ours, up to a row's end token, where generate stops."""
     import torch
 
     ends = peer.generation_config.eos_token_id
     stop = set(ends if isinstance(ends, list) else [ends])
     equal = sequences = 0
-    for case in written:
+    for case, tokens in zip(written, ours.written, strict=True):
         feeds = {n: torch.from_numpy(case.feeds[n]) for n in ("input_ids", "attention_mask")}
         theirs = np.asarray(peer.generate(**feeds, max_new_tokens=STEPS, do_sample=False, num_beams=1))
-        start = 1 if graphs.task == "text2text-generation" else case.feeds["input_ids"].shape[1]
-        for got, wanted in zip(theirs[:, start:], greedy(graphs, case.feeds, STEPS), strict=True):
+        start = 1 if ours.task == "text2text-generation" else case.feeds["input_ids"].shape[1]
+        for got, wanted in zip(theirs[:, start:], tokens, strict=True):
             until = next((i + 1 for i, token in enumerate(wanted.tolist()) if token in stop), STEPS)
             sequences, equal = sequences + 1, equal + (got[:until].tolist() == wanted[:until].tolist())
     return {"tested": True, "ok": equal == sequences, "sequences": sequences, "equal": equal}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from edgewise.exporter.lean_trace import LARGE, weights_apart
 from edgewise.prompts import prompt_of
 from edgewise.types import Task
 
@@ -27,17 +29,23 @@ def export_graphs(model: Any, task: Task, out: Path, opset: int | None) -> None:
     """
     from optimum.exporters.onnx import onnx_export_from_model
 
+    if task == "image-feature-extraction":
+        task = "feature-extraction"  # Optimum's one name for both
     cached = task in ("text-generation", "text2text-generation")
     configs = [m.config for m in model.modules() if hasattr(getattr(m, "config", None), "use_cache")]
     before = [config.use_cache for config in configs]
-    onnx_export_from_model(
-        model,
-        out,
-        task=f"{task}-with-past" if cached else task,
-        opset=opset,
-        do_validation=False,  # ours is the parity proof, on real inputs
-        device="cpu",
-    )
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    lean = size >= LARGE and len(graph_files(task)) == 1
+    with weights_apart() if lean else nullcontext():
+        onnx_export_from_model(
+            model,
+            out,
+            task=f"{task}-with-past" if cached else task,
+            opset=opset,
+            do_validation=False,  # ours is the parity proof, on real inputs
+            no_post_process=lean,  # it ties what was written twice, which lean does itself
+            device="cpu",
+        )
     for config, use_cache in zip(configs, before, strict=True):
         config.use_cache = use_cache  # Optimum sets it, on the encoder too, which then refuses to run
     if cached and prompt_of(model) is not None:

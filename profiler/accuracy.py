@@ -14,6 +14,7 @@ from typing import Any
 from edgewise.data import Row
 from edgewise.errors import DataError, EdgewiseError, NoSpaceError
 from edgewise.files import digest_json
+from edgewise.paired import check_level
 from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import answer_settings
 from edgewise.profiler.plumbing import (
@@ -30,7 +31,6 @@ from edgewise.profiler.plumbing import (
 )
 from edgewise.profiler.proportions import confusion, f1_bounds, wilson_bounds
 from edgewise.profiler.results import Answer, WorkerResult
-from edgewise.profiler.statistics import check_level
 from edgewise.profiler.store import MeasurementKey, Outcome, Store
 from edgewise.profiler.transport import Children, run_job
 from edgewise.progress import Progress

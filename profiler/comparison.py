@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from edgewise.files import digest_json
+from edgewise.paired import paired_drop, words_for_drop
 from edgewise.profiler.joining import answer_settings
-from edgewise.profiler.proportions import paired_drop, wilson_bounds, words_for_drop
+from edgewise.profiler.proportions import wilson_bounds
 from edgewise.profiler.store import Store, key_of
 from edgewise.types import Measurement, Metric
 

@@ -12,6 +12,7 @@ from typing import Any
 from edgewise.data import Row
 from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
+from edgewise.paired import check_level
 from edgewise.profiler.plumbing import (
     Subject,
     check_rows,
@@ -31,7 +32,6 @@ from edgewise.profiler.rounds import (
     latency_metrics,
     series_conditions,
 )
-from edgewise.profiler.statistics import check_level
 from edgewise.profiler.store import MeasurementKey, Store
 from edgewise.profiler.transport import Children, run_job
 from edgewise.progress import Progress

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from edgewise.errors import EdgewiseError
+from edgewise.paired import Bounds, check_level
 from edgewise.types import Metric
 from edgewise.units import PERCENTILES
 
@@ -27,35 +27,6 @@ Below it the percentile is not printed."""
 
 RESAMPLES = 2000
 _NORMAL_GRID = np.array([NormalDist().inv_cdf((i + 0.5) / 41) for i in range(41)])
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """A value with its one-sided bounds, in the unit of the sample."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    """Calls, processes or rows behind the value."""
-    method: str
-    why: str = ""
-    """Why there are no bounds."""
-
-    def as_metric(self, name: str, unit: str, level: float, scale: float = 1.0) -> Metric:
-        """The metric that the store keeps; `scale` turns the sample's unit into `unit`."""
-        low, high = (None if b is None else b * scale for b in (self.low, self.high))
-        has = low is not None or high is not None
-        return Metric(
-            name, unit, self.value * scale, low, high, level if has else None, self.method, self.n, "measured", self.why
-        )
-
-
-def check_level(level: float) -> float:
-    """`level`, if it is one; else an error of ours."""
-    if not 0.5 <= level < 1:
-        raise EdgewiseError(f"level is {level!r}; expected a confidence from 0.5 up to 1, for example 0.95")
-    return level
 
 
 def student_cdf(t: float, freedom: int) -> float:

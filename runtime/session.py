@@ -69,7 +69,9 @@ def _create(bundle: Bundle, run: RunSettings, name: str, record: bool) -> ort.In
     options = ort.SessionOptions()
     options.intra_op_num_threads = run.threads
     options.inter_op_num_threads = 1
-    options.graph_optimization_level = _LEVELS[run.graph_optimization]
+    # A graph that was saved as ONNX Runtime optimizes it would only be searched again for what is no longer there.
+    saved = bundle.manifest.recipe.offline and run.graph_optimization == "all"
+    options.graph_optimization_level = _LEVELS["disabled" if saved else run.graph_optimization]
     options.log_severity_level = _QUIET
     if record:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

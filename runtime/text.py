@@ -28,6 +28,8 @@ class TextEncoder:
     inputs: tuple[str, ...]
     """Names that the graph takes, of INPUTS."""
     pad_id: int
+    fixed: int | None = None
+    """Tokens that every text is padded to, for a graph of a fixed length."""
 
     @classmethod
     def read(cls, bundle: Bundle, run: RunSettings) -> TextEncoder:
@@ -47,7 +49,7 @@ class TextEncoder:
         inputs = tuple(i.name for i in bundle.manifest.graphs[0].inputs)
         if unknown := [name for name in inputs if name not in INPUTS]:
             raise BundleError(f"{bundle.path}: its graph takes {', '.join(unknown)}, which no text can be turned into")
-        return cls(tokenizer, inputs, preprocessing.get("pad_id") or 0)
+        return cls(tokenizer, inputs, preprocessing.get("pad_id") or 0, preprocessing.get("length"))
 
     def encode(self, items: Sequence[TextInput]) -> list[Encoding]:
         """Tokenize; raises InputError for what is no text, or has no token (an empty text, for GPT's kind)."""
@@ -72,11 +74,11 @@ class TextEncoder:
             raise InputError(f"the tokenizer cannot read {_short(items)}: {error}") from error
 
     def arrays(self, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
-        """int64 arrays [batch, longest], padded on the right, by the names that the graph takes."""
-        if len(encodings) == 1:
+        """int64 arrays [batch, longest or fixed length], padded on the right, by the names that the graph takes."""
+        if len(encodings) == 1 and self.fixed is None:
             columns = {n: [_column(encodings[0], n)] for n in self.inputs}
         else:
-            longest = max(len(e) for e in encodings)
+            longest = self.fixed or max(len(e) for e in encodings)
             columns = {
                 n: [
                     (c := _column(e, n)) + [self.pad_id if n == "input_ids" else 0] * (longest - len(c))

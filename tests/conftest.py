@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Where Transformers.js is installed, each export would be tried in it too; the tests that mean it set the folder.
+os.environ["EDGEWISE_TRANSFORMERSJS"] = os.devnull
 
 from edgewise.assets import asset_path, cache_folder
 from edgewise.data import Row, Splits, load_splits

@@ -16,7 +16,7 @@ from transformers import TrainingArguments, set_seed
 
 from edgewise.data import Row, digest_rows
 from edgewise.errors import CheckpointError, TrainingError
-from edgewise.files import digest_json, new_folder, sha256_file, write_json
+from edgewise.files import check_out, digest_json, new_folder, sha256_file, write_json
 from edgewise.metric_user import is_own, own_file
 from edgewise.metrics import Score
 from edgewise.plan import TuneSpec
@@ -24,7 +24,6 @@ from edgewise.progress import Progress
 from edgewise.trainer.checkpoints import (
     EVERY_SECONDS,
     SaveByTime,
-    check_out,
     last_checkpoint,
     read_record,
     training_folder,

@@ -14,9 +14,9 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from edgewise.errors import CheckpointError, DataError, PlanError, TrainingError
-from edgewise.files import new_folder, write_json
+from edgewise.files import check_out, new_folder, write_json
 from edgewise.progress import Progress
-from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, check_out, last_checkpoint, training_folder
+from edgewise.trainer.checkpoints import EVERY_SECONDS, SaveByTime, last_checkpoint, training_folder
 from edgewise.trainer.corpus import Corpus, hold_out
 from edgewise.trainer.draws import Drawn, Prepared, collate, val_parts
 from edgewise.trainer.objectives import prepare_images, prepare_text

@@ -13,9 +13,9 @@ import numpy as np
 
 from edgewise.data import Row
 from edgewise.errors import DataError, EdgewiseError, PlanError
+from edgewise.files import check_writable
 from edgewise.plan import TuneSpec
 from edgewise.progress import Progress
-from edgewise.trainer.checkpoints import check_writable
 from edgewise.trainer.features import Features, pooled_features
 from edgewise.trainer.halving import Entrant, Runner, Trial, halve
 from edgewise.trainer.scores import FOLDS, h_score, linear_probe, logme

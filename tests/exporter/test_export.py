@@ -15,7 +15,7 @@ import edgewise
 from edgewise.bundle import read_bundle
 from edgewise.data import Row
 from edgewise.errors import BundleError, CheckpointError, DataError, NoSpaceError, ParityError, PlanError, UserError
-from edgewise.exporter import build, export, import_onnx
+from edgewise.exporter import build, export, forms, import_onnx
 from edgewise.exporter.graphs import read_graph
 from edgewise.exporter.parity import Case, compare
 from edgewise.types import Recipe
@@ -118,7 +118,7 @@ def test_a_finished_bundle_is_not_made_again(tuned, bundles, review_splits, monk
     def fail(*_: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(build._Job, "export_base", fail)
+    monkeypatch.setattr(build._Job, "_write", fail)
     (found,) = export(
         tuned, ["int8-static"], out=bundles["fp32"].parent, candidate="tiny", calibration=review_splits.train
     )
@@ -130,7 +130,7 @@ def test_one_failing_recipe_does_not_stop_the_others(tuned: Path, tmp_path: Path
     def broken(*_: object) -> Path:
         raise RuntimeError("no such optimizer")
 
-    monkeypatch.setattr(build, "optimize_graph", broken)
+    monkeypatch.setattr(forms, "optimize_graph", broken)
     bad, good = export(tuned, ["fp32-o2", "fp32"], out=tmp_path)
     assert bad.bundle is None
     assert bad.reason == "RuntimeError: no such optimizer"
@@ -144,7 +144,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(fp32_bundle: Path) -> Non
         right = model.logits(["a fine film"])
         with pytest.raises(ParityError, match="differs from PyTorch by"):
             compare(model, [Case("row", ("a fine film",), right + 0.1, (ids,))], Recipe())
-        with pytest.raises(ParityError, match="gives PyTorch's label for"):
+        with pytest.raises(ParityError, match="decides as PyTorch in"):
             compare(model, [Case("row", ("a fine film",), -right, (ids,))], Recipe(precision="int8-dynamic"))
         with pytest.raises(ParityError, match="tokenizes"):
             compare(model, [Case("row", ("a fine film",), right, ((1, 2, 3),))], Recipe())
@@ -236,7 +236,7 @@ def test_what_is_wrong_with_an_onnx_folder_is_said(bundles, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="no ONNX file"):
         import_onnx(tmp_path, out=tmp_path / "out")
     theirs = Path(shutil.copytree(bundles["fp32"], tmp_path / "theirs"))
-    with pytest.raises(CheckpointError, match="gives 2 numbers a text, but there are 3 labels"):
+    with pytest.raises(CheckpointError, match="gives 2 numbers, but there are 3 labels"):
         import_onnx(theirs, out=tmp_path / "out", labels=["a", "b", "c"])
     (theirs / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises((BundleError, CheckpointError)):

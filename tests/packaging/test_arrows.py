@@ -21,7 +21,8 @@ ALLOWED = {
     "selector": {"numpy", "jinja2", "markupsafe", "plotly", "optuna"},
     # msgspec: the plan's structs are handed in
     "exporter": RUNTIME
-    | {"PIL", "datasets", "huggingface_hub", "onnx", "optimum", "safetensors", "torch", "transformers"},
+    | {"PIL", "datasets", "huggingface_hub", "onnx", "onnx_ir", "onnxruntime_genai", "optimum", "safetensors"}
+    | {"torch", "transformers"},
     "trainer": {
         "numpy",
         "sklearn",
@@ -38,7 +39,7 @@ ALLOWED = {
 }
 ROOMS_SEEN = {"runtime": set(), "profiler": {"runtime"}, "selector": set(), "exporter": {"runtime"}, "trainer": set()}
 """The other rooms that a room may import."""
-DEVICE_CONTRACT = {"", "bundle", "errors", "files", "types", "units"}
+DEVICE_CONTRACT = {"", "bundle", "errors", "files", "recipe", "types", "units"}
 """The modules of edgewise that a device needs: the standard library alone."""
 METRICS = {"metrics", "metric_evaluate", "metric_inputs", "metric_scores", "metric_tables", "metric_user"}
 PROMPTS = {"prompting", "prompts"}
@@ -51,6 +52,7 @@ CONTRACT |= {
     "data_spec",
     "downloads",
     "images",
+    "paired",
     "places",
     "plan",
     "plain_tables",

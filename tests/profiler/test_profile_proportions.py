@@ -10,15 +10,8 @@ from scipy import optimize, stats
 
 from edgewise.errors import EdgewiseError
 from edgewise.metrics import compute
-from edgewise.profiler.proportions import (
-    confusion,
-    f1_bounds,
-    f1_of,
-    more_rows_for,
-    paired_drop,
-    wilson_bounds,
-    words_for_drop,
-)
+from edgewise.paired import more_rows_for, paired_drop, words_for_drop
+from edgewise.profiler.proportions import confusion, f1_bounds, f1_of, wilson_bounds
 
 
 def test_wilson_is_that_of_scipy() -> None:

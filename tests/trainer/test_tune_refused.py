@@ -11,9 +11,9 @@ import pytest
 from edgewise.cli import main
 from edgewise.data import Row
 from edgewise.errors import CheckpointError, DataError, PlanError
+from edgewise.files import check_out, check_writable
 from edgewise.plan import TuneSpec
 from edgewise.trainer import tune
-from edgewise.trainer.checkpoints import check_out, check_writable
 from edgewise.trainer.models import Goal, load_model
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
