@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from edgewise.errors import PlanError, nearest
 
+_LONGEST_NAME = 120
 Precision = Literal["fp32", "fp16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 OptimizationLevel = Literal["O1", "O2", "O3"]
@@ -63,6 +65,14 @@ class Recipe:
             if getattr(self, f.name) != getattr(start, f.name)
         ]
         return "+".join([base, *changed])
+
+    @property
+    def folder(self) -> str:
+        """The name as one folder's: without slashes, and cut where it would be too long for a file system."""
+        safe = self.name.replace("/", "_")
+        if len(safe) <= _LONGEST_NAME:
+            return safe
+        return f"{safe[:_LONGEST_NAME]}-{sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def quantized(self) -> bool:

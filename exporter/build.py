@@ -23,6 +23,7 @@ from edgewise.exporter.pooling import Pooling, read_pooling
 from edgewise.exporter.preprocessing import read_preprocessing, write_preprocessor
 from edgewise.exporter.proof import Validation, prove
 from edgewise.exporter.quantize import resolve_recipe
+from edgewise.exporter.tolerance import decision_of
 from edgewise.exporter.tracing import graph_files
 from edgewise.files import check_out, digest_json, new_folder, no_space, sweep_partials
 from edgewise.progress import Progress
@@ -60,7 +61,7 @@ def export(
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> list[ExportResult]:
-    """Export a fine-tuned checkpoint, one bundle a recipe, in `out/<recipe name>`.
+    """Export a fine-tuned checkpoint, one bundle a recipe, in `out/<recipe name>` (`Recipe.folder`).
 
     checkpoint: a folder that transformers' save_pretrained wrote, or `edgewise.prompts.save_prompt`.
     recipes: recipes or their short names, or 'all'; one that fails is reported with its reason, and the others go on.
@@ -203,7 +204,7 @@ class _Job:
         if self.out.is_file():
             raise PlanError(f"out is {str(self.out)!r}, a file: name a new folder")
         for recipe in self.recipes:
-            check_out(self.out / recipe.name, MANIFEST, [self.source.path])
+            check_out(self.out / recipe.folder, MANIFEST, [self.source.path])
 
     def result(self, number: int, recipe: Recipe) -> ExportResult:
         """Make one bundle, or find it finished; what goes wrong becomes a reason."""
@@ -212,7 +213,7 @@ class _Job:
             return ExportResult(recipe, None, reason)
         start = perf_counter()
         key, resolved = self._key(recipe), resolve_recipe(recipe)
-        bundle = _finished(self.out / recipe.name, key)
+        bundle = _finished(self.out / recipe.folder, key)
         if bundle is not None:
             self.made[resolved] = bundle
             return ExportResult(recipe, bundle)
@@ -256,8 +257,8 @@ class _Job:
 
                 self.say("smaller vocabulary")
                 folder = Path(tempfile.mkdtemp(dir=self.out, prefix=".trimmed.", suffix=".partial"))
-                rows = (*self.calibration, *self.validation)
-                source, vocabulary = trim(self.source, self.task, rows, folder / self.source.path.name)
+                # By rows of train alone: val rows then show what an unseen text loses.
+                source, vocabulary = trim(self.source, self.task, self.calibration, folder / self.source.path.name)
             self.say("PyTorch to ONNX")
             base = make_base(source, self.task, self.calibration, self.out, self.opset, recipe.length)
             self.bases[key] = replace(base, vocabulary=vocabulary)
@@ -273,7 +274,7 @@ class _Job:
     # ---- one bundle
 
     def _write(self, recipe: Recipe, key: str) -> Bundle:
-        base, path = self.base(recipe), self.out / recipe.name
+        base, path = self.base(recipe), self.out / recipe.folder
         with (
             new_folder(path) as folder,
             tempfile.TemporaryDirectory(dir=self.out, prefix=".graph.", suffix=".partial") as work,
@@ -288,7 +289,7 @@ class _Job:
             write_preprocessor(base.source.path, folder, self.task)
             draft = write_manifest(folder, self._manifest(folder, recipe, made, base, key))
             self.say("parity with PyTorch")
-            proof = prove(draft, made, self._validation(base))
+            proof = prove(draft, made, self._validation(base, recipe.length))
             write_manifest(folder, self._manifest(folder, recipe, made, base, key, **proof))
         return read_bundle(path)
 
@@ -297,22 +298,25 @@ class _Job:
             return make_graphs(recipe, base, work, self.calibration, self.say)
         from edgewise.exporter.guarded import make_guarded
 
-        return make_guarded(recipe, work, self.calibration, self._validation(base), self.say)
+        return make_guarded(recipe, work, self.calibration, self._validation(base, recipe.length), self.say)
 
-    def _validation(self, base: Base) -> Validation:
+    def _validation(self, base: Base, length: int | None = None) -> Validation:
         if base.folder not in self.judged:
             pooling = self.pooling[0] if self.pooling else None
+            # Words of another vocabulary cannot be compared; labels and features can.
+            whole = base.vocabulary is not None and decision_of(self.task) != "word"
             self.judged[base.folder] = Validation(
-                base, self.source.problem_type, self.validation, self.confirm, pooling
-            )
+                base, self.source.problem_type, self.validation, self.confirm, pooling,
+                against=self._validation(self.base(Recipe(length=length))) if whole else None,
+            )  # fmt: skip
         return self.judged[base.folder]
 
     def _copy(self, twin: Bundle, recipe: Recipe) -> Bundle:
         """The same graphs under another name."""
-        with new_folder(self.out / recipe.name) as folder:
+        with new_folder(self.out / recipe.folder) as folder:
             shutil.copytree(twin.path, folder, dirs_exist_ok=True)
             write_manifest(folder, replace(twin.manifest, source={**twin.manifest.source, "recipe": recipe.name}))
-        return read_bundle(self.out / recipe.name)
+        return read_bundle(self.out / recipe.folder)
 
     def _manifest(self, folder: Path, recipe: Recipe, made: Made, base: Base, key: str, **proof: Any) -> Manifest:
         level = "extended, saved" if recipe.offline else recipe.optimize or "none"

@@ -281,20 +281,21 @@ def share_of_int8(graph: Path, int8: Path, keep: Sequence[str]) -> float:
 
 def _words(found: Mapping[str, Any], search: _Search) -> str:
     seen = (
-        f"the score drops by {found['drop']:.4f} ({found['drop_relative']:.2%} of fp32's {found['fp32']:.4f}) on "
-        f"{found['rows']:,} val rows, at most {found['bound']:.4f} at {LEVEL:.0%}"
+        f"the score drops by {100 * found['drop']:.2f} points ({found['drop_relative']:.2%} of fp32's "
+        f"{100 * found['fp32']:.2f}) on {found['rows']:,} val rows, at most {100 * found['bound']:.2f} at {LEVEL:.0%}"
     )
     share = f"{found['share_int8']:.1%} of the weights in int8, {len(found['keep'])} nodes in fp32"
     tries = f"{found['evaluations']} evaluations"
     if found["met"]:
-        return f"Within {search.max_drop:g} on val: {seen}; {share}; {tries}."
+        return f"Within {100 * search.max_drop:g} points on val: {seen}; {share}; {tries}."
     most = len(search.ranked) - 1
     why = (
         "even with all but one weight in fp32"
         if most >= 0 and search.prefix(most) in search.trials
         else f"and max_evaluations={search.max_evaluations} left no more to try"
     )
-    return f"Not within {search.max_drop:g}, {why}: at best {seen}, with {share}; {tries}. Take fp32, or allow more."
+    limit = f"{100 * search.max_drop:g} points"
+    return f"Not within {limit}, {why}: at best {seen}, with {share}; {tries}. Take fp32, or allow more."
 
 
 def confirm(score_fp32: Sequence[float], score_int8: Sequence[float], max_drop: float) -> str:

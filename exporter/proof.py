@@ -40,6 +40,8 @@ class Validation:
     """Of val."""
     confirm: tuple[Row, ...] = ()
     pooling: Pooling | None = None
+    against: Validation | None = None
+    """Of the whole vocabulary, where the base has a smaller one: its fp32 is what the forms are held against."""
 
     @cached_property
     def judge(self) -> Callable[..., tuple[float, Any]]:
@@ -51,8 +53,8 @@ class Validation:
 
     @cached_property
     def fp32(self) -> Outcomes:
-        """Of the graphs as exported."""
-        return self.outcomes(self.base.folder, self.chosen)
+        """Of the graphs as exported, with the whole vocabulary."""
+        return self.against.fp32 if self.against else self.outcomes(self.base.folder, self.chosen)
 
     def outcomes(self, folder: Path, chosen: Sequence[Example]) -> Outcomes:
         """Of the graphs in `folder`, one row after the other."""
@@ -105,7 +107,8 @@ def _more(draft: Bundle, made: Made, validation: Validation) -> dict[str, Any]:
     found: dict[str, Any] = dict(made.notes)
     if base.vocabulary is not None:
         found["vocabulary"] = base.vocabulary
-    if validation.rows and made.recipe.precision != "fp32" and made.recipe.cache == "portable":
+    other = made.recipe.precision != "fp32" or made.recipe.vocabulary == "task"
+    if validation.rows and other and made.recipe.cache == "portable":
         graphs = open_graphs(draft.path, base.task)
         ours = outcomes(graphs, validation.chosen, validation.judge)
         found["against_fp32"] = {

@@ -198,7 +198,7 @@ def test_every_family_has_a_test() -> None:
 def test_int4_reports_its_agreement(int4: Path, asked: Any) -> None:
     parity = in_place_parity(int4, *asked, INT4)
     print(parity)
-    assert parity["tolerance"] == {"largest_absolute_difference": None, "agreement": 0.5}
+    assert parity["tolerance"] == {"largest_absolute_difference": None, "agreement": 0.4}
     assert 0.5 <= parity["agreement"] <= 1
     assert parity["largest_absolute_difference"] > 1e-3  # it is quantized
     # Activations are rounded by row and block: unlike dynamic int8, no answer depends on the batch.

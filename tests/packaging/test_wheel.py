@@ -117,7 +117,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
 
 def test_wheel_is_small(wheel: Path) -> None:
     size = wheel.stat().st_size
-    assert size <= 400_000, f"the wheel has {size} bytes"
+    assert size <= 480_000, f"the wheel has {size} bytes"
 
 
 MISSING = ("torch", "transformers", "optimum", "datasets", "pandas", "psutil", "msgspec", "pyarrow", "evaluate")
