@@ -17,6 +17,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
+# Two workers with a thread each, a file of tests to one of them: two cores are busy, and fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .PHONY: help setup assets demo test test-all lint chromium clean
 
 help:
@@ -56,10 +59,10 @@ chromium:
 	@tools/chromium.sh
 
 test: lint assets chromium
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: lint assets chromium
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +23,13 @@ from edgewise.plan import DataSpec, LabelRule, TuneSpec
 
 RECIPES = ("fp32", "fp32-o2", "int8-dynamic", "int8-static")
 TINY_TUNE = TuneSpec(epochs=1, batch_size=16, learning_rate=2e-4, max_length=48, keep_layers=(0, 5))
+
+
+def one_at_a_time(name: str) -> FileLock:
+    """Held while something in the cache folder is made, which the test workers share."""
+    folder = cache_folder() / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +64,8 @@ def tuned(minilm: Path, review_splits: Splits) -> Path:
     from edgewise.trainer import tune
 
     out = cache_folder() / "tests" / "tuned"
-    return tune(minilm, review_splits.train, review_splits.labels, TINY_TUNE, out=out, source_digest="minilm").path
+    with one_at_a_time("tuned"):
+        return tune(minilm, review_splits.train, review_splits.labels, TINY_TUNE, out=out, source_digest="minilm").path
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +74,8 @@ def bundles(tuned: Path, review_splits: Splits) -> dict[str, Path]:
     from edgewise.exporter import export
 
     out = cache_folder() / "tests" / "bundles"
-    results = export(tuned, RECIPES, out=out, candidate="tiny", calibration=review_splits.train)
+    with one_at_a_time("bundles"):
+        results = export(tuned, RECIPES, out=out, candidate="tiny", calibration=review_splits.train)
     assert [r.reason for r in results] == [""] * len(RECIPES)
     return {r.recipe.name: r.bundle.path for r in results if r.bundle}
 
