@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 from typing import Any
 
 from conditions import RESULTS, here, save
@@ -60,7 +60,7 @@ def main() -> None:
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"families": {}}
     result["what"] = __doc__
     for family in args.family or ABOUT if args.make else ():
-        checkpoint, splits, task = _model(family)
+        checkpoint, splits, task = _model(family, args.work / family)
         _edgewise(checkpoint, splits, task, args.work / family)
     for family in () if args.table or args.make else args.family or ABOUT:
         result["families"][family] = {"about": ABOUT[family], **measure(family, args.work / family)}
@@ -71,7 +71,7 @@ def main() -> None:
 def measure(family: str, work: Path) -> dict[str, Any]:
     """All forms of one family: made, proven, scored, and timed in turn."""
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint, splits, task = _model(family)
+    checkpoint, splits, task = _model(family, work)
     forms, failed = _edgewise(checkpoint, splits, task, work)
     peers = _optimum(checkpoint, task, work)
     scored = _scores(checkpoint, splits, task, {**{n: p / "onnx" for n, p in forms.items()}, **peers})
@@ -102,7 +102,7 @@ def measure(family: str, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(family: str) -> tuple[Path, Any, Any]:
+def _model(family: str, place: Path) -> tuple[Path, Any, Any]:
     from edgewise.assets import asset_path
     from edgewise.plan import TuneSpec
     from edgewise.trainer import tune
@@ -114,7 +114,7 @@ def _model(family: str) -> tuple[Path, Any, Any]:
     source = start_from(family, work)
     spec = TuneSpec(strategy="full", learning_rate=one.rates.get("full"), **one.spec)
     done = tune(
-        source, splits.train[:8000], splits.labels, spec, out=work / f"{family}-full", task=one.task, val=splits.val
+        source, splits.train[:8000], splits.labels, spec, out=place / f"{family}-full", task=one.task, val=splits.val
     )
     return done.path, splits, one.task
 
@@ -321,6 +321,4 @@ def write_table(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    start = perf_counter()
     main()
-    print(f"{perf_counter() - start:.0f} s", file=sys.stderr)
