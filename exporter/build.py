@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -226,6 +227,7 @@ class _Job:
             kind = "" if isinstance(error, EdgewiseError) else f"{type(error).__name__}: "
             return ExportResult(recipe, None, kind + " ".join(str(error).split())[:500], perf_counter() - start)
         self.made[resolved] = bundle
+        gc.collect()  # sessions and graphs of this recipe, before those of the next stand beside them
         return ExportResult(recipe, bundle, seconds=perf_counter() - start)
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ def prove(draft: Bundle, made: Made, validation: Validation) -> dict[str, Any]:
     """
     base = validation.base
     if made.recipe.cache == "in-place":
-        from edgewise.exporter.in_place import prove_in_place
+        from edgewise.exporter.in_place_proof import prove_in_place
 
         proof: dict[str, Any] = prove_in_place(draft, base, made.recipe)
     elif base.task == "text-classification":

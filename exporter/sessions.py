@@ -44,8 +44,7 @@ def open_graphs(folder: Path, task: Task, *, threads: int | None = None, saved: 
     Raises ParityError where onnxruntime refuses one.
     """
     place = folder / "onnx" if (folder / "onnx").is_dir() else folder
-    size = sum(p.stat().st_size for name in graph_files(task) for p in place.glob(f"{name}*"))
-    options = session_options(large=size >= LARGE)
+    options = session_options(large=is_large(place))
     options.intra_op_num_threads = threads or 0
     if saved:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -56,6 +55,11 @@ def open_graphs(folder: Path, task: Task, *, threads: int | None = None, saved: 
         except Exception as error:  # onnxruntime's classes share no base but Exception
             raise ParityError(f"{name} does not load in onnxruntime {ort.__version__}: {error}") from error
     return Graphs(task, sessions)
+
+
+def is_large(folder: Path) -> bool:
+    """True where the files of a folder hold weights that should not stand in memory twice."""
+    return sum(p.stat().st_size for p in folder.rglob("*.onnx*")) >= LARGE
 
 
 def session_options(*, large: bool) -> ort.SessionOptions:

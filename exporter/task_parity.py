@@ -10,10 +10,9 @@ import numpy as np
 
 from edgewise.bundle import Bundle
 from edgewise.errors import ParityError
-from edgewise.exporter.lean_trace import LARGE
 from edgewise.exporter.pooling import cosine, pool
 from edgewise.exporter.probes import STEPS, Probe, Written
-from edgewise.exporter.sessions import Graphs, answers, greedy, output_name, session_options
+from edgewise.exporter.sessions import Graphs, answers, greedy, is_large, output_name, session_options
 from edgewise.exporter.tolerance import decision_of, judge, largest_difference, tolerance
 from edgewise.types import Recipe, Task
 
@@ -146,10 +145,9 @@ def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written:
 
     found: dict[str, Any] = {}
     keys = ("optimum", "optimum_batched", *(["optimum_generate"] if written else []))
-    large = sum(info.size for info in bundle.manifest.files.values()) >= LARGE
     try:
         peer = getattr(optimum.onnxruntime, _PEERS[ours.task]).from_pretrained(
-            bundle.path, session_options=session_options(large=large)
+            bundle.path, session_options=session_options(large=is_large(bundle.path))
         )
     except Exception as error:  # whatever Optimum raises is the finding
         return {key: _failed(error) for key in keys}

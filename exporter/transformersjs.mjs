@@ -1,5 +1,5 @@
 // Loads one bundle in Transformers.js, from local files alone, and writes down what it answers.
-// Started by transformersjs.py as `node transformersjs.mjs REQUEST ANSWER`, two JSON files described there.
+// Started by transformersjs_node.py as `node transformersjs.mjs REQUEST ANSWER`, two JSON files described there.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +18,7 @@ from edgewise.exporter.pooling import Pooling, pool
 from edgewise.exporter.preprocessing import text_limit
 from edgewise.exporter.sessions import Graphs, answers, greedy, open_graphs
 from edgewise.exporter.tracing import graph_files
+from edgewise.exporter.transformersjs_node import GroupAnswer, Tensor, find_transformersjs, run_node
 from edgewise.types import Task
 
 Item = str | tuple[str, str]
@@ -46,28 +44,6 @@ brings its own onnxruntime, of another version, which may sum float32 in another
 
 _MOVES = 1e-2
 """How far a number may move in a padded batch, relative as above: fp16 and int4 round otherwise in another shape."""
-_WORDS = 300
-"""Characters of a reason."""
-_SCRIPT = Path(__file__).with_suffix(".mjs")
-_PACKAGE = Path("node_modules", "@huggingface", "transformers", "package.json")
-
-
-class Tensor(TypedDict):
-    """A float array as the script writes it; NaN and infinity come as null."""
-
-    shape: list[int]
-    values: list[float | None]
-
-
-class GroupAnswer(TypedDict, total=False):
-    """What Transformers.js says of texts that went through it together, padded to the longest."""
-
-    input_ids: list[list[int]]
-    output: Tensor
-    """Logits or hidden states; of generation [batch, vocabulary], for the first token written."""
-    tokens: list[list[int]]
-    pooled: Tensor
-    """Of feature-extraction."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +60,6 @@ class _Group:
     def pairs(self) -> list[str] | None:
         pairs = [item[1] for item in self.items if not isinstance(item, str)]
         return pairs or None
-
-
-def find_transformersjs() -> Path | None:
-    """The folder whose node_modules holds Transformers.js: $EDGEWISE_TRANSFORMERSJS, else where
-    tools/transformersjs.sh puts it, $EDGEWISE_CACHE/transformersjs or ~/.cache/edgewise/transformersjs.
-
-    None where the package is not there.
-    """
-    given = os.environ.get("EDGEWISE_TRANSFORMERSJS")
-    cache = Path(os.environ.get("EDGEWISE_CACHE") or Path.home() / ".cache" / "edgewise")
-    home = (Path(given) if given else cache / "transformersjs").expanduser().resolve()
-    return home if (home / _PACKAGE).is_file() else None
 
 
 def why_not_tried(task: Task) -> str:
@@ -142,7 +106,7 @@ def loads_in_transformersjs(
     if not chosen:
         return _not_tested("no text that the tokenizer gives tokens for")
     groups = [_Group((item,)) for item in chosen] + ([_Group(chosen)] if len(chosen) > 1 else [])
-    answer = _run_node(trial.request(tokenizer, groups), time_limit_s)
+    answer = run_node(trial.request(tokenizer, groups), time_limit_s)
     if isinstance(answer, str):
         return _not_tested(answer)
     versions = {name: answer.get(name) for name in ("transformersjs", "onnxruntime", "node")}
@@ -333,31 +297,3 @@ def _half(item: Item) -> Item:
 def _array(tensor: Tensor) -> np.ndarray:
     """float32; null, which is how JSON writes what is no number, becomes NaN."""
     return np.array(tensor["values"], dtype=np.float32).reshape(tensor["shape"])
-
-
-# ---- Node
-
-
-def _run_node(request: Mapping[str, Any], time_limit_s: float) -> dict[str, Any] | str:
-    """The script's answer, with 'error' where the bundle does not load or run; in words why there is none."""
-    with tempfile.TemporaryDirectory(prefix="edgewise-transformersjs-") as work:
-        asked, answered = Path(work, "request.json"), Path(work, "answer.json")
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        command = ["node", str(_SCRIPT), str(asked), str(answered)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit_s, check=False)
-        except subprocess.TimeoutExpired:
-            return f"Transformers.js gave no answer in {time_limit_s:g} s"
-        if not answered.is_file():
-            return {"error": f"Node ended with {done.returncode}: {_in_one_line(done.stderr)[-_WORDS:]}"}
-        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-    if "broken" in answer:
-        return f"@huggingface/transformers does not start: {_in_one_line(answer['broken'])[:_WORDS]}"
-    if "error" in answer:
-        said, more = _in_one_line(answer["error"]), _in_one_line(done.stderr)
-        answer["error"] = said[:_WORDS] if said in more else f"{said} {more}".strip()[:_WORDS]
-    return answer
-
-
-def _in_one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from edgewise.errors import ParityError
 from edgewise.exporter.checkpoint import Checkpoint, read_checkpoint
 from edgewise.exporter.originals import load_original, read_tokenizer
 from edgewise.exporter.sessions import output_name
+from edgewise.exporter.tolerance import decision_of
 from edgewise.exporter.vocabulary import trim_checkpoint
 from edgewise.types import Task
 
@@ -79,5 +81,9 @@ def _answers(source: Checkpoint, task: Task, texts: Sequence[str]) -> list[np.nd
             if start is not None:
                 given["decoder_input_ids"] = torch.tensor([[start]])
             if given["input_ids"].numel():
-                found.append(getattr(model(**given), output_name(task)).float().numpy())
+                answer = getattr(model(**given), output_name(task)).float().numpy()
+                # Of a whole vocabulary the last word's, which has read all others: logits of every word are large.
+                found.append(answer[:, -1:].copy() if decision_of(task) == "word" else answer)
+    del model
+    gc.collect()  # modules stand in cycles, and the next model would stand beside this one
     return found

@@ -238,7 +238,7 @@ def test_weights_that_pytorch_writes_apart_are_the_same_graph(
     name: str, checkpoint, preprocessors, rows, tmp_path: Path, monkeypatch
 ) -> None:
     """As for models of gigabytes, by a lower threshold."""
-    from edgewise.exporter import lean_trace, sessions, task_parity, tracing
+    from edgewise.exporter import lean_trace, sessions, tracing
 
     if name == "bert features":
         folder = checkpoint(name)
@@ -251,7 +251,7 @@ def test_weights_that_pytorch_writes_apart_are_the_same_graph(
         tokenizer.save_pretrained(folder)
     given = rows["text-generation"][:8]
     whole = made(export(folder, ["fp32", "int8-dynamic"], out=tmp_path / "whole", calibration=given))
-    for module in (lean_trace, sessions, task_parity, tracing):
+    for module in (lean_trace, sessions, tracing):
         monkeypatch.setattr(module, "LARGE", 1)
     apart = made(export(folder, ["fp32", "int8-dynamic"], out=tmp_path / "apart", calibration=given))
     assert apart["fp32"].manifest.files["onnx/model.onnx_data"].size > 10_000

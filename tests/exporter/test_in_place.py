@@ -24,13 +24,11 @@ from edgewise.exporter.in_place import (
     IN_PLACE_FAMILIES,
     build_in_place,
     greedy_in_place,
-    in_place_loads_in,
-    in_place_parity,
     make_cache,
     open_in_place,
-    pad_right,
     step_in_place,
 )
+from edgewise.exporter.in_place_proof import in_place_loads_in, in_place_parity, pad_right
 from edgewise.exporter.probes import STEPS, Probe, Written, build_probes
 from edgewise.types import Recipe
 

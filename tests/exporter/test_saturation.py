@@ -20,9 +20,11 @@ from onnx.numpy_helper import from_array
 from edgewise.assets import cache_folder
 from edgewise.data import Row, Splits
 from edgewise.errors import InputError
-from edgewise.exporter import export
-from edgewise.exporter import saturation as module
-from edgewise.exporter.saturation import Saturation, saturating_product, saturation
+from edgewise.exporter import export, saturating
+from edgewise.exporter.quantized_graph import read_products
+from edgewise.exporter.saturating import saturating_product
+from edgewise.exporter.saturation import Saturation, saturation
+from edgewise.exporter.staged_graph import StagedGraph, exact_sums
 
 SIGNED = "int8-dynamic+preset=avx512_vnni"
 STATIC = "int8-static+preset=avx512_vnni"
@@ -90,7 +92,7 @@ def test_seven_bits_never_saturate() -> None:
 def test_many_pairs_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     a, w = rng.integers(0, 256, (4, 20)).astype(np.uint8), rng.integers(-128, 128, (20, 9)).astype(np.int8)
-    monkeypatch.setattr(module, "_BLOCK", 12)  # three pairs at a time: a column's pairs stand in several blocks
+    monkeypatch.setattr(saturating, "_BLOCK", 12)  # three pairs at a time: a column's pairs stand in several blocks
     wanted, count = vpmaddubsw(a, w)
     found, saturated = saturating_product(a, w)
     assert saturated == count > 12
@@ -189,8 +191,8 @@ def session(path: Path) -> ort.InferenceSession:
 def emulated(path: Path, feeds: Feeds, saturating: bool) -> list[np.ndarray]:
     """What the emulation answers to each call."""
     model = onnx.load(path)
-    pieces = module._Pieces(model, module._read(model)[0])
-    multiply = (lambda p, a: saturating_product(a, p.weights)[0]) if saturating else module._exact
+    pieces = StagedGraph(model, read_products(model)[0])
+    multiply = (lambda p, a: saturating_product(a, p.weights)[0]) if saturating else exact_sums
     return [pieces.finish(pieces.start(feed), multiply) for feed in feeds]
 
 

@@ -21,7 +21,8 @@ from edgewise.bundle import Bundle
 from edgewise.data import Row
 from edgewise.exporter import export
 from edgewise.exporter.sessions import open_graphs
-from edgewise.exporter.transformersjs import find_transformersjs, loads_in_transformersjs
+from edgewise.exporter.transformersjs import loads_in_transformersjs
+from edgewise.exporter.transformersjs_node import find_transformersjs
 from edgewise.types import Task
 
 INSTALL = Path(__file__).parents[2] / "tools" / "transformersjs.sh"

@@ -21,8 +21,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from edgewise.assets import asset_path
 from edgewise.data import Row, Splits
 from edgewise.errors import CheckpointError, DataError
+from edgewise.exporter.pieces import Pieces
 from edgewise.exporter.preprocessing import TOKENIZER_FILES
-from edgewise.exporter.vocabulary import Trimmed, _Pieces, trim_checkpoint
+from edgewise.exporter.vocabulary import Trimmed, trim_checkpoint
 from edgewise.prompts import install_prompt, load_prompted, make_prompt, save_prompt
 from edgewise.types import EXPORT_CLASSES, Task
 
@@ -637,7 +638,7 @@ def test_what_cannot_be_trimmed_is_one_clear_error(texts: list[str], tuned: Path
 
 def test_an_unknown_kind_of_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot trim a tokenizer of kind 'Magic'; known: WordPiece, BPE"):
-        _Pieces.of({"model": {"type": "Magic", "vocab": {}}}, tmp_path)
+        Pieces.of({"model": {"type": "Magic", "vocab": {}}}, tmp_path)
 
 
 def test_a_text_that_would_be_read_otherwise_is_named(
@@ -646,7 +647,7 @@ def test_a_text_that_would_be_read_otherwise_is_named(
     """Without the tokens on the way, merges are missing; the check at the end sees it, and nothing is written."""
     tokenizer = bytelevel(texts)
     source = write(tmp_path / "full", "text-generation", hf.GPT2Config(vocab_size=len(tokenizer), **GPT2), tokenizer)
-    monkeypatch.setattr(_Pieces, "built_from", lambda self, tokens: set())
+    monkeypatch.setattr(Pieces, "built_from", lambda self, tokens: set())
     with pytest.raises(CheckpointError, match=r"with a smaller vocabulary 'a fine film' is no longer read"):
         trim_checkpoint(source, ["a fine film"], tmp_path / "out", task="text-generation")
     assert not (tmp_path / "out").exists()

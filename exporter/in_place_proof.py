@@ -1,0 +1,175 @@
+"""The proof of a graph with an in-place cache: its answers against PyTorch's, and what Optimum makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgewise.errors import ParityError
+from edgewise.exporter.in_place import greedy_in_place, make_cache, open_in_place, step_in_place
+from edgewise.exporter.probes import Probe, Written
+from edgewise.exporter.sessions import is_large, session_options
+from edgewise.exporter.tolerance import largest_difference
+from edgewise.types import Recipe
+
+if TYPE_CHECKING:
+    from edgewise.bundle import Bundle
+    from edgewise.exporter.base import Base
+
+
+def prove_in_place(draft: Bundle, base: Base, recipe: Recipe) -> dict[str, Any]:
+    """The manifest's parity and loads_in of a bundle whose manifest is a draft. Raises ParityError."""
+    graph = draft.path / "onnx" / "model.onnx"
+    return {
+        "parity": in_place_parity(graph, base.probes, base.written, recipe),
+        "loads_in": in_place_loads_in(draft.path, graph, base.probes, base.written),
+    }
+
+
+def in_place_parity(graph: Path, probes: Sequence[Probe], written: Sequence[Written], recipe: Recipe) -> dict[str, Any]:
+    """Hold the graph against PyTorch's answers; what the manifest stores as parity, in the form of `compare_graphs`.
+
+    probes, written: as `build_probes` makes them for text-generation, padded on the left; their rows are moved to where
+    the graph wants them. Logits come from single calls, greedy tokens from the cache that is updated in place.
+    Raises ParityError outside the tolerance of the recipe's precision.
+    """
+    from edgewise.exporter.sessions import Graphs
+    from edgewise.exporter.task_parity import compare_graphs
+
+    session = open_in_place(graph, lean=is_large(graph.parent))
+    graphs = Graphs("text-generation", {graph.name: session})
+    parity = compare_graphs(graphs, [pad_right(p) for p in probes], (), recipe)
+    if written:
+        parity["greedy"] = _compare_greedy(session, written, recipe)
+    return parity
+
+
+def pad_right(probe: Probe) -> Probe:
+    """The probe with the padding of its rows moved from the left to the right, in what is fed and what is answered."""
+    mask = probe.feeds["attention_mask"]
+    starts = mask.shape[1] - mask.sum(1)
+    order = (np.arange(mask.shape[1]) + starts[:, None]) % mask.shape[1]
+    feeds = {name: np.take_along_axis(values, order, 1) for name, values in probe.feeds.items()}
+    answer = np.take_along_axis(probe.answer, order[..., None], 1)
+    return replace(probe, feeds=feeds, answer=answer, counts=np.take_along_axis(probe.counts, order, 1))
+
+
+def _compare_greedy(session: ort.InferenceSession, written: Sequence[Written], recipe: Recipe) -> dict[str, Any]:
+    """Greedy tokens against PyTorch's without a cache; a token that PyTorch itself nearly tied may differ."""
+    limit, steps = largest_difference(recipe), written[0].tokens.shape[1]
+    equal = same = sequences = 0
+    for case in written:
+        for got, wanted, margins in zip(_write(session, case, steps), case.tokens, case.margins, strict=True):
+            different = np.flatnonzero(got != wanted)
+            first = int(different[0]) if len(different) else steps
+            sequences, equal, same = sequences + 1, equal + (first == steps), same + first
+            if limit is not None and first < steps and margins[first] > 2 * limit:
+                raise ParityError(
+                    f"the {recipe.name} graph writes {got.tolist()} for {case.name}, PyTorch {wanted.tolist()}: "
+                    "it is not written"
+                )
+    return {"sequences": sequences, "steps": steps, "equal": equal, "tokens_until_the_first_difference": same}
+
+
+def _write(session: ort.InferenceSession, case: Written, steps: int) -> np.ndarray:
+    """What the graph writes after the rows of a case, which are padded on the left: int64 [batch, steps]."""
+    ids, mask = case.feeds["input_ids"], case.feeds["attention_mask"]
+    lengths = mask.sum(1)
+    rows = np.zeros_like(ids)
+    for row, given, length in zip(rows, ids, lengths, strict=True):
+        row[:length] = given[len(given) - length :]
+    return greedy_in_place(session, rows, steps, lengths)
+
+
+def in_place_loads_in(folder: Path, graph: Path, probes: Sequence[Probe], written: Sequence[Written]) -> dict[str, Any]:
+    """Load the bundle as it stands in Optimum; what the manifest stores as loads_in.
+
+    Its answers are compared with those of the graph when it is fed as it wants: for texts alone, and for the padded
+    batch as users of Optimum make it, on the left.
+
+    folder: of the bundle. graph: its onnx/model.onnx. probes, written: as for `in_place_parity`.
+    """
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    found: dict[str, Any] = {}
+    calls, tokens = _read_ours(graph, probes, written)
+    try:
+        peer = ORTModelForCausalLM.from_pretrained(folder, session_options=session_options(large=is_large(folder)))
+    except Exception as error:  # whatever Optimum raises is the finding
+        return {key: _failed(error) for key in ("optimum", "optimum_batched", "optimum_generate")}
+    for end, batched in (("", False), ("_batched", True)):
+        some = [p for p in probes if (p.name == "padded batch") == batched]
+        cases = [w for w in written if (w.name == "padded batch") == batched]
+        checks: dict[str, Callable[[], dict[str, Any]]] = {
+            f"optimum{end}": partial(_calls, peer, calls, some),
+            f"optimum_generate{end}": partial(_generates, peer, tokens, cases),
+        }
+        for key, check in checks.items():
+            try:
+                found[key] = check()
+            except Exception as error:
+                found[key] = _failed(error)
+            if batched and not found[key]["ok"]:
+                found[key].setdefault("why", _WHY_NOT_BATCHED)
+    return found
+
+
+_WHY_NOT_BATCHED = (
+    "Optimum pads on the left, and the graph takes the first tokens of each row, as many as its mask has ones: shorter "
+    "rows are answered wrongly, without an error"
+)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _read_ours(
+    graph: Path, probes: Sequence[Probe], written: Sequence[Written]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(logits by the probe's name, padded on the right; greedy tokens by the case's): all that is needed of the graph,
+    which is closed before a peer opens it again.
+    """
+    session, calls = open_in_place(graph, lean=is_large(graph.parent)), {}
+    for probe in probes:
+        fed = pad_right(probe)
+        cache = make_cache(session, *fed.counts.shape)
+        calls[probe.name] = step_in_place(session, cache, fed.feeds["input_ids"], fed.counts.sum(1))
+    return calls, {case.name: _write(session, case, case.tokens.shape[1]) for case in written}
+
+
+def _calls(peer: Any, ours: Mapping[str, np.ndarray], probes: Sequence[Probe]) -> dict[str, Any]:
+    """Logits of Optimum's call against ours."""
+    import torch
+
+    worst = 0.0
+    for probe in probes:
+        names = ("input_ids", "attention_mask", "position_ids")
+        theirs = np.asarray(peer(**{n: torch.from_numpy(probe.feeds[n]) for n in names if n in probe.feeds}).logits)
+        fed = pad_right(replace(probe, answer=theirs))
+        worst = max(worst, float(np.abs(ours[probe.name] - fed.answer)[fed.counts].max()))
+    return {"tested": True, "ok": worst <= 1e-4, "largest_absolute_difference": worst}
+
+
+def _generates(peer: Any, ours: Mapping[str, np.ndarray], written: Sequence[Written]) -> dict[str, Any]:
+    """Greedy tokens of Optimum's generate against ours, up to a row's end token, where generate stops."""
+    import torch
+
+    ends = peer.generation_config.eos_token_id
+    stop = set(ends if isinstance(ends, list) else [ends])
+    equal = sequences = 0
+    for case in written:
+        steps = case.tokens.shape[1]
+        feeds = {n: torch.from_numpy(case.feeds[n]) for n in ("input_ids", "attention_mask")}
+        theirs = np.asarray(peer.generate(**feeds, max_new_tokens=steps, do_sample=False, num_beams=1))
+        start = case.feeds["input_ids"].shape[1]
+        for got, wanted in zip(theirs[:, start:], ours[case.name], strict=True):
+            until = next((i + 1 for i, token in enumerate(wanted.tolist()) if token in stop), steps)
+            sequences, equal = sequences + 1, equal + (got[:until].tolist() == wanted[:until].tolist())
+    return {"tested": True, "ok": equal == sequences, "sequences": sequences, "equal": equal}
