@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from edgewise.data import Row
 from edgewise.errors import CheckpointError, EdgewiseError
 from edgewise.exporter import parity
 from edgewise.exporter.checkpoint import Checkpoint
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.originals import load_original, read_processor, read_tokenizer
 from edgewise.exporter.preprocessing import text_limit
 from edgewise.exporter.probes import Probe, Written, build_probes
@@ -63,7 +63,7 @@ def make_base(
         export_graphs(model, task, work, opset)
         base = _ask(source, task, model, work, rows, length)
         del model
-        gc.collect()  # modules stand in cycles, and would keep the weights for as long as it takes
+        free_memory()  # the weights, which nothing needs any more
         return base
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from edgewise.exporter.base import Base, make_base
 from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.exporter.forms import Made, all_recipes, make_graphs, why_not
 from edgewise.exporter.graphs import read_graph
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.pooling import Pooling, read_pooling
 from edgewise.exporter.preprocessing import read_preprocessing, write_preprocessor
 from edgewise.exporter.proof import Validation, prove
@@ -227,7 +227,7 @@ class _Job:
             kind = "" if isinstance(error, EdgewiseError) else f"{type(error).__name__}: "
             return ExportResult(recipe, None, kind + " ".join(str(error).split())[:500], perf_counter() - start)
         self.made[resolved] = bundle
-        gc.collect()  # sessions and graphs of this recipe, before those of the next stand beside them
+        free_memory()  # of this recipe, before the graphs of the next stand beside it
         return ExportResult(recipe, bundle, seconds=perf_counter() - start)
 
     def close(self) -> None:
@@ -250,6 +250,7 @@ class _Job:
         """The fp32 graphs that a recipe starts from."""
         key = (recipe.vocabulary, recipe.length)
         if key not in self.bases:
+            self._release()
             self.out.mkdir(parents=True, exist_ok=True)
             if not self.bases:
                 self._check_room()
@@ -265,6 +266,19 @@ class _Job:
             base = make_base(source, self.task, self.calibration, self.out, self.opset, recipe.length)
             self.bases[key] = replace(base, vocabulary=vocabulary)
         return self.bases[key]
+
+    def _release(self) -> None:
+        """Let go of the bases that no recipe to come starts from; of labels they are what smaller vocabularies are
+        held against.
+        """
+        if self.validation and decision_of(self.task) != "word":
+            return
+        needed = {(r.vocabulary, r.length) for r in self.recipes[self.say.done :]}
+        for key in [k for k in self.bases if k not in needed]:
+            base = self.bases.pop(key)
+            self.judged.pop(base.folder, None)
+            shutil.rmtree(base.folder, ignore_errors=True)
+        free_memory()
 
     def _check_room(self) -> None:
         """Fail before the work, not in the middle of it."""

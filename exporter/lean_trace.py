@@ -7,6 +7,9 @@ alone, as it does for `export_params=False`, and the weights follow from where t
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +86,11 @@ def _tied(weights: Mapping[str, Any]) -> dict[str, str]:
             if name not in tables and weight.dim() == 2 and weight.shape == rows.shape[::-1] and weight.T.equal(rows):
                 found[name] = table
     return found
+
+
+def free_memory() -> None:
+    """Collect what stands in cycles (PyTorch's modules do), and give freed memory back where glibc can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from edgewise.data import Row
 from edgewise.errors import ParityError
 from edgewise.exporter.checkpoint import Checkpoint, read_checkpoint
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.originals import load_original, read_tokenizer
 from edgewise.exporter.sessions import output_name
 from edgewise.exporter.tolerance import decision_of
@@ -85,5 +85,5 @@ def _answers(source: Checkpoint, task: Task, texts: Sequence[str]) -> list[np.nd
                 # Of a whole vocabulary the last word's, which has read all others: logits of every word are large.
                 found.append(answer[:, -1:].copy() if decision_of(task) == "word" else answer)
     del model
-    gc.collect()  # modules stand in cycles, and the next model would stand beside this one
+    free_memory()  # or the next model would stand beside this one
     return found
