@@ -145,7 +145,8 @@ def tool_versions() -> dict[str, str]:
         raise need_extra("build", error) from error
 
 
-def _finished(folder: Path, key: str) -> Bundle | None:
+def finished(folder: Path, key: str) -> Bundle | None:
+    """The bundle in `folder`, where it was made from what `key` says; None otherwise."""
     try:
         bundle = read_bundle(folder, verify="size")
     except BundleError:
@@ -214,7 +215,7 @@ class _Job:
             return ExportResult(recipe, None, reason)
         start = perf_counter()
         key, resolved = self._key(recipe), resolve_recipe(recipe)
-        bundle = _finished(self.out / recipe.folder, key)
+        bundle = finished(self.out / recipe.folder, key)
         if bundle is not None:
             self.made[resolved] = bundle
             return ExportResult(recipe, bundle)

@@ -11,8 +11,8 @@ from typing import Any
 
 from edgewise.bundle import MANIFEST, Bundle, Golden, Manifest, digest_content, list_files, read_bundle, write_manifest
 from edgewise.data import Row
-from edgewise.errors import BundleError, CheckpointError
-from edgewise.exporter.build import tool_versions
+from edgewise.errors import CheckpointError
+from edgewise.exporter.build import finished, tool_versions
 from edgewise.exporter.checkpoint import Checkpoint
 from edgewise.exporter.graphs import read_graph
 from edgewise.exporter.parity import FALLBACK_TEXTS, GOLDEN_ROWS
@@ -71,7 +71,7 @@ def import_onnx(
     """
     found = _locate(Path(source), task, labels, tokenizer, candidate)
     target, key = Path(out), found.key
-    if (done := _finished(target, key)) is not None:
+    if (done := finished(target, key)) is not None:
         return done
     check_out(target, MANIFEST, [found.folder])
     with new_folder(target) as work:
@@ -188,14 +188,6 @@ def _copy_graph(graph: Path, to: Path) -> None:
 
     model = onnx.load(graph)
     onnx.save(model, to, save_as_external_data=True, location=f"{to.name}_data")
-
-
-def _finished(folder: Path, key: str) -> Bundle | None:
-    try:
-        bundle = read_bundle(folder, verify="size")
-    except BundleError:
-        return None
-    return bundle if bundle.manifest.bundle_key == key else None
 
 
 def _manifest(folder: Path, found: _Source, key: str) -> Manifest:

@@ -97,24 +97,29 @@ def in_place_loads_in(folder: Path, graph: Path, probes: Sequence[Probe], writte
     """
     from optimum.onnxruntime import ORTModelForCausalLM
 
+    from edgewise.exporter.task_parity import failed, generates
+
     found: dict[str, Any] = {}
     calls, tokens = _read_ours(graph, probes, written)
     try:
         peer = ORTModelForCausalLM.from_pretrained(folder, session_options=session_options(large=is_large(folder)))
     except Exception as error:  # whatever Optimum raises is the finding
-        return {key: _failed(error) for key in ("optimum", "optimum_batched", "optimum_generate")}
+        return {key: failed(error) for key in ("optimum", "optimum_batched", "optimum_generate")}
     for end, batched in (("", False), ("_batched", True)):
         some = [p for p in probes if (p.name == "padded batch") == batched]
         cases = [w for w in written if (w.name == "padded batch") == batched]
+        ours = [tokens[c.name] for c in cases]
         checks: dict[str, Callable[[], dict[str, Any]]] = {
             f"optimum{end}": partial(_calls, peer, calls, some),
-            f"optimum_generate{end}": partial(_generates, peer, tokens, cases),
+            f"optimum_generate{end}": partial(
+                generates, peer, "text-generation", cases, [tokens[c.name] for c in cases]
+            ),
         }
         for key, check in checks.items():
             try:
                 found[key] = check()
             except Exception as error:
-                found[key] = _failed(error)
+                found[key] = failed(error)
             if batched and not found[key]["ok"]:
                 found[key].setdefault("why", _WHY_NOT_BATCHED)
     return found
@@ -124,10 +129,6 @@ _WHY_NOT_BATCHED = (
     "Optimum pads on the left, and the graph takes the first tokens of each row, as many as its mask has ones: shorter "
     "rows are answered wrongly, without an error"
 )
-
-
-def _failed(error: Exception) -> dict[str, Any]:
-    return {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
 
 
 def _read_ours(
@@ -155,21 +156,3 @@ def _calls(peer: Any, ours: Mapping[str, np.ndarray], probes: Sequence[Probe]) -
         fed = pad_right(replace(probe, answer=theirs))
         worst = max(worst, float(np.abs(ours[probe.name] - fed.answer)[fed.counts].max()))
     return {"tested": True, "ok": worst <= 1e-4, "largest_absolute_difference": worst}
-
-
-def _generates(peer: Any, ours: Mapping[str, np.ndarray], written: Sequence[Written]) -> dict[str, Any]:
-    """Greedy tokens of Optimum's generate against ours, up to a row's end token, where generate stops."""
-    import torch
-
-    ends = peer.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [ends])
-    equal = sequences = 0
-    for case in written:
-        steps = case.tokens.shape[1]
-        feeds = {n: torch.from_numpy(case.feeds[n]) for n in ("input_ids", "attention_mask")}
-        theirs = np.asarray(peer.generate(**feeds, max_new_tokens=steps, do_sample=False, num_beams=1))
-        start = case.feeds["input_ids"].shape[1]
-        for got, wanted in zip(theirs[:, start:], ours[case.name], strict=True):
-            until = next((i + 1 for i, token in enumerate(wanted.tolist()) if token in stop), steps)
-            sequences, equal = sequences + 1, equal + (got[:until].tolist() == wanted[:until].tolist())
-    return {"tested": True, "ok": equal == sequences, "sequences": sequences, "equal": equal}

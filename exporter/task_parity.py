@@ -150,23 +150,24 @@ def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written:
             bundle.path, session_options=session_options(large=is_large(bundle.path))
         )
     except Exception as error:  # whatever Optimum raises is the finding
-        return {key: _failed(error) for key in keys}
+        return {key: failed(error) for key in keys}
     singles = [p for p in probes if p.name != "padded batch"]
     for key, chosen in (("optimum", singles), ("optimum_batched", [p for p in probes if p.name == "padded batch"])):
         try:
             worst = max(_difference(peer, ours, probe) for probe in chosen)
             found[key] = {"tested": True, "ok": worst <= 1e-4, "largest_absolute_difference": worst}
         except Exception as error:
-            found[key] = _failed(error)
+            found[key] = failed(error)
     if written:
         try:
-            found["optimum_generate"] = _generates(peer, ours, written)
+            found["optimum_generate"] = generates(peer, ours.task, written, ours.written)
         except Exception as error:
-            found["optimum_generate"] = _failed(error)
+            found["optimum_generate"] = failed(error)
     return found
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def failed(error: Exception) -> dict[str, Any]:
+    """The loads_in entry of a peer that raised."""
     return {"tested": True, "ok": False, "why": f"{type(error).__name__}: {error}"[:300]}
 
 
@@ -178,18 +179,19 @@ def _difference(peer: Any, ours: Ours, probe: Probe) -> float:
     return float(np.abs(theirs - ours.answers[probe.name])[probe.counts].max())
 
 
-def _generates(peer: Any, ours: Ours, written: Sequence[Written]) -> dict[str, Any]:
-    """Greedy tokens of Optimum's generate against ours, up to a row's end token, where generate stops."""
+def generates(peer: Any, task: Task, written: Sequence[Written], ours: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Greedy tokens of Optimum's generate against ours, a case each, up to a row's end token, where generate stops."""
     import torch
 
     ends = peer.generation_config.eos_token_id
     stop = set(ends if isinstance(ends, list) else [ends])
     equal = sequences = 0
-    for case, tokens in zip(written, ours.written, strict=True):
+    for case, tokens in zip(written, ours, strict=True):
+        steps = case.tokens.shape[1]
         feeds = {n: torch.from_numpy(case.feeds[n]) for n in ("input_ids", "attention_mask")}
-        theirs = np.asarray(peer.generate(**feeds, max_new_tokens=STEPS, do_sample=False, num_beams=1))
-        start = 1 if ours.task == "text2text-generation" else case.feeds["input_ids"].shape[1]
+        theirs = np.asarray(peer.generate(**feeds, max_new_tokens=steps, do_sample=False, num_beams=1))
+        start = 1 if task == "text2text-generation" else case.feeds["input_ids"].shape[1]
         for got, wanted in zip(theirs[:, start:], tokens, strict=True):
-            until = next((i + 1 for i, token in enumerate(wanted.tolist()) if token in stop), STEPS)
+            until = next((i + 1 for i, token in enumerate(wanted.tolist()) if token in stop), steps)
             sequences, equal = sequences + 1, equal + (got[:until].tolist() == wanted[:until].tolist())
     return {"tested": True, "ok": equal == sequences, "sequences": sequences, "equal": equal}

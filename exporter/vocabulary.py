@@ -101,7 +101,7 @@ def trim_checkpoint(source: Path, texts: Iterable[Text], out: Path, *, task: Tas
         required = {*model.required, *full.all_special_ids, *named_ids(config), *named_ids(generation)}
         used = used_ids(full.backend_tokenizer, pieces, items, encoded)
         old_ids = choose_ids(document, pieces, used | {i for i in required if 0 <= i < model.rows})
-        _check_rows(source, model, pieces, old_ids)
+        _check_rows(source, model, old_ids)
         new = {old: i for i, old in enumerate(old_ids)}
 
         write_tokenizer(work, document, pieces, new)
@@ -164,7 +164,7 @@ def _chat_frame(tokenizer: Any) -> tuple[list[Text], str]:
         return [], f"its chat template does not render ({why}): give texts as they stand in a chat"
 
 
-def _check_rows(source: Path, model: TokenRows, pieces: Pieces, old_ids: Sequence[int]) -> None:
+def _check_rows(source: Path, model: TokenRows, old_ids: Sequence[int]) -> None:
     beyond = [i for i in old_ids if i >= model.rows]
     if beyond:
         raise CheckpointError(
