@@ -111,9 +111,7 @@ def in_place_loads_in(folder: Path, graph: Path, probes: Sequence[Probe], writte
         ours = [tokens[c.name] for c in cases]
         checks: dict[str, Callable[[], dict[str, Any]]] = {
             f"optimum{end}": partial(_calls, peer, calls, some),
-            f"optimum_generate{end}": partial(
-                generates, peer, "text-generation", cases, [tokens[c.name] for c in cases]
-            ),
+            f"optimum_generate{end}": partial(generates, peer, "text-generation", cases, ours),
         }
         for key, check in checks.items():
             try:
