@@ -11,18 +11,19 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgewise.errors import BundleChangedError, BundleError, BundleNotFoundError, BundleVersionError
 from edgewise.files import digest_json, sha256_file, write_json
+from edgewise.stamp import is_stamped, read_stamp, write_stamp
 from edgewise.types import Recipe, RunSettings, Task, recipe_from_dict, run_from_dict
 
-FORMAT = "1.0"
+FORMAT = "1.1"
 MANIFEST = "edgewise.json"
 CARD = "README.md"
 """The model card; outside the content digest, since the selector writes it last."""
 
-Verify = Literal["full", "size", "none"]
+Verify = Literal["full", "stamp", "none"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,20 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class Golden:
-    """One input with what the graph answered when the bundle was made: a smoke test anywhere."""
+    """One input with what the bundle answered when it was made: a smoke test anywhere."""
 
     text: str
+    """Empty for an image."""
     text_pair: str | None
     input_ids: tuple[int, ...]
     output: tuple[float, ...]
-    """Logits, float32."""
+    """float32: logits (classification, a row a token for tokens), or the vector of features; empty for generation."""
+    shape: tuple[int, ...] = ()
+    """Of the output; [1, n] where it is empty."""
+    tokens: tuple[int, ...] = ()
+    """Token ids that were written greedily, or the best one for each mask."""
+    image: str | None = None
+    """A small PNG in base64."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """edgewise.json, format 1.0."""
+    """edgewise.json, format 1.1."""
 
     task: Task
     family: str
@@ -158,7 +166,8 @@ def with_run(bundle: Bundle, run: RunSettings, chosen: Mapping[str, Any] | None 
 def read_bundle(path: str | os.PathLike[str], *, verify: Verify = "full", expect: str | None = None) -> Bundle:
     """Read and check a bundle.
 
-    verify: 'full' hashes every file, 'size' compares sizes, 'none' only sees that the files are there.
+    verify: 'full' hashes every file; 'stamp' hashes once, and later only sees that size, time and inode of each file
+    are what they were then; 'none' only sees that the files are there.
     expect: the content digest that the bundle must have, 'sha256:...'.
 
     Raises BundleNotFoundError, BundleVersionError, BundleChangedError, or BundleError for a manifest that is not one.
@@ -173,11 +182,23 @@ def read_bundle(path: str | os.PathLike[str], *, verify: Verify = "full", expect
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} cannot be read: {error}") from error
     manifest = _parse_manifest(file, text)
-    if verify not in ("full", "size", "none"):
-        raise BundleError(f"verify={verify!r}; expected 'full', 'size' or 'none'")
-    _check_files(folder, manifest.files, verify)
-    _check_digest(folder, manifest, expect, computed=verify == "full")
+    if verify not in get_args(Verify):
+        raise BundleError(f"verify={verify!r}; expected {', '.join(map(repr, get_args(Verify)))}")
+    if verify != "stamp" or not _stamped(folder, text, manifest):
+        _check_files(folder, manifest.files, hashes=verify != "none")
+        _check_digest(folder, manifest, expect, computed=verify != "none")
+        if verify == "stamp":
+            write_stamp(folder, text, read_stamp(folder, manifest.files))
+    elif expect is not None:
+        _check_digest(folder, manifest, expect, computed=False)
     return Bundle(folder, manifest)
+
+
+def _stamped(folder: Path, text: str, manifest: Manifest) -> bool:
+    try:
+        return is_stamped(folder, text, read_stamp(folder, manifest.files))
+    except OSError:
+        return False  # a file is missing: the check of the files says which
 
 
 def _parse_manifest(file: Path, text: str) -> Manifest:
@@ -207,13 +228,16 @@ def _manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
     values["recipe"] = recipe_from_dict(data["recipe"])
     values["run"] = run_from_dict(data.get("run", {}))
     values["graphs"] = tuple(_graph_from_dict(g) for g in data["graphs"])
-    values["golden"] = tuple(
-        Golden(g["text"], g.get("text_pair"), tuple(g["input_ids"]), tuple(g["output"])) for g in data["golden"]
-    )
+    values["golden"] = tuple(_golden_from_dict(g) for g in data["golden"])
     values["files"] = {
         _inside(name): FileInfo(int(info["size"]), str(info["sha256"])) for name, info in data["files"].items()
     }
     return Manifest(**values)
+
+
+def _golden_from_dict(data: Mapping[str, Any]) -> Golden:
+    lists = {name: tuple(data.get(name, ())) for name in ("input_ids", "output", "shape", "tokens")}
+    return Golden(text=data["text"], text_pair=data.get("text_pair"), image=data.get("image"), **lists)
 
 
 def _graph_from_dict(data: Mapping[str, Any]) -> GraphInfo:
@@ -237,7 +261,7 @@ def _inside(name: str) -> str:
     return name
 
 
-def _check_files(folder: Path, files: Mapping[str, FileInfo], verify: Verify) -> None:
+def _check_files(folder: Path, files: Mapping[str, FileInfo], *, hashes: bool) -> None:
     root = folder.resolve()
     for name, info in files.items():
         path = folder / name
@@ -246,14 +270,14 @@ def _check_files(folder: Path, files: Mapping[str, FileInfo], verify: Verify) ->
             raise BundleError(f"{path} leads out of the bundle: do not use this bundle")
         if not path.is_file():
             raise BundleChangedError(f"{path} is missing; export or copy the bundle again")
-        if verify == "none":
+        if not hashes:
             continue
         size = path.stat().st_size
         if size != info.size:
             raise BundleChangedError(
                 f"{path} has {size} bytes, the manifest says {info.size}; export or copy the bundle again"
             )
-        if verify == "full" and (found := sha256_file(path)) != info.sha256:
+        if (found := sha256_file(path)) != info.sha256:
             told = f"{found[:12]}…, the manifest says {info.sha256[:12]}…"
             raise BundleChangedError(f"{path} has sha256 {told}; export or copy the bundle again")
 

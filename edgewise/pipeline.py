@@ -114,7 +114,7 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
     try:
         chosen = {device: folder.path / name for device, name in state["chosen"].items()}
         for path in chosen.values():
-            read_bundle(path, verify="size")
+            read_bundle(path, verify="stamp")
         data = json.loads(folder.selection.read_text(encoding="utf-8"))
         selections = tuple(from_json(s) for s in data["devices"])
     except (EdgewiseError, ValueError, KeyError, TypeError):

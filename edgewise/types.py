@@ -70,6 +70,9 @@ class RunSettings:
     """Inputs that go through the graph together. The batch changes the answers of dynamic int8: 1 unless measured."""
     graph_optimization: GraphLevel = "all"
     """What ONNX Runtime does to the graph when the session is created."""
+    threshold: float | None = None
+    """Text classification: the score from which a label is said. Of two labels that of the second, of several labels a
+    text each one's own; None: the larger of two, 0.5 for each of several."""
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
@@ -83,6 +86,9 @@ class RunSettings:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if (value is None and name != "max_length") or (value is not None and not (whole and value >= low)):
                 raise PlanError(f"{name} is {value!r}; expected a whole number of at least {low}")
+        limit = self.threshold
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1):
+            raise PlanError(f"threshold is {limit!r}; expected a score of 0 to 1")
 
     def text(self) -> str:
         """For people: 'cpu, 2 threads, length 64'."""
@@ -95,6 +101,8 @@ class RunSettings:
             parts.append(json.dumps(dict(self.provider_options), sort_keys=True))
         if self.graph_optimization != "all":
             parts.append(f"graph optimization {self.graph_optimization}")
+        if self.threshold is not None:
+            parts.append(f"threshold {self.threshold:g}")
         return ", ".join(parts)
 
 

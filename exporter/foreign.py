@@ -236,6 +236,4 @@ def _golden(folder: Path, task: Task, rows: Sequence[Row]) -> tuple[Golden, ...]
         return ()
     texts = [r.text for r in rows[:GOLDEN_ROWS]] or list(FALLBACK_TEXTS)
     with load(folder, verify="none") as model:
-        return tuple(
-            Golden(t, None, tuple(model.token_ids(t)), tuple(float(x) for x in model.logits([t])[0])) for t in texts
-        )
+        return tuple(model.golden(text) for text in texts)

@@ -154,12 +154,8 @@ def agreement(got: np.ndarray, wanted: np.ndarray, problem_type: str | None) -> 
 
 def golden_answers(model: TextClassifier, cases: Sequence[Case]) -> tuple[Golden, ...]:
     """The first eight single inputs with this bundle's own answers."""
-    golden = []
-    for case in [c for c in cases if len(c.items) == 1][:GOLDEN_ROWS]:
-        item = case.items[0]
-        text, pair = (item, None) if isinstance(item, str) else item
-        golden.append(Golden(text, pair, case.input_ids[0], tuple(float(x) for x in model.logits([item])[0])))
-    return tuple(golden)
+    singles = [c.items[0] for c in cases if len(c.items) == 1]
+    return tuple(model.golden(item) for item in singles[:GOLDEN_ROWS])
 
 
 def loads_in(bundle: Bundle, model: TextClassifier, cases: Sequence[Case]) -> dict[str, Any]:

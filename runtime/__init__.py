@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Prediction", "TextClassifier", "load"]
+__all__ = ["Model", "Prediction", "TextClassifier", "TruncationWarning", "load"]
 
 if TYPE_CHECKING:
+    from edgewise.runtime.base import Model, TruncationWarning
     from edgewise.runtime.classify import Prediction, TextClassifier
     from edgewise.runtime.model import load
 
+_PLACES = {
+    "Model": "base",
+    "Prediction": "classify",
+    "TextClassifier": "classify",
+    "TruncationWarning": "base",
+    "load": "model",
+}
+"""Name -> the module that has it."""
+
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from edgewise.runtime.model import load
-
-        return load
-    if name in ("Prediction", "TextClassifier"):
-        from edgewise.runtime import classify
-
-        return getattr(classify, name)
+    if name in _PLACES:
+        return getattr(import_module(f"edgewise.runtime.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'edgewise.runtime' has no attribute {name!r}")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Encoding
 
-from edgewise.bundle import Bundle
+from edgewise.bundle import Golden
 from edgewise.errors import EdgewiseError, InputError
-from edgewise.runtime.session import placement
+from edgewise.runtime.base import Model, Opened, is_iterator
 from edgewise.runtime.text import TextEncoder, TextInput, texts_of
-from edgewise.types import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +21,7 @@ class Prediction:
     """The answer to one text."""
 
     label: str
+    """The best one, or of two labels the one that the threshold of the run settings says."""
     index: int
     """Of the label among the model's labels."""
     score: float
@@ -37,59 +34,44 @@ class Prediction:
     """True when the text was longer than the length allows, and its end was not read."""
     n_tokens: int
     """Tokens that were read, special tokens included."""
+    labels: tuple[str, ...] = ()
+    """All labels that are said: those from the threshold up where a text may have several, else the one."""
 
 
-@dataclass(frozen=True)
-class GoldenCheck:
-    """How far today's answers are from those in the manifest."""
-
-    passed: bool
-    """Every answer has the label it had, and no logit moved further than `tolerance`."""
-    largest_difference: float
-    changed_labels: int
-    n: int
-    tolerance: float
-
-
-class TextClassifier:
+class TextClassifier(Model):
     """A loaded bundle for text classification. Calls are thread-safe; use as a context manager or `close()` it."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        run: RunSettings,
-        session: ort.InferenceSession,
-        encoder: TextEncoder,
-        phases: dict[str, int],
-    ) -> None:
-        self.bundle = bundle
-        self.run = run
-        self.phases = phases
-        """Nanoseconds that loading spent on 'imports', 'load' (manifest, hashes, tokenizer) and 'session'."""
-        self.labels = bundle.manifest.labels
-        self.providers: tuple[str, ...] = tuple(session.get_providers())
-        self._session: ort.InferenceSession | None = session
-        self._encoder = encoder
-        self._scores = _scoring(bundle.manifest.problem_type)
-        self._lock = Lock()
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self._encoder = TextEncoder.read(opened.bundle, opened.run)
+        self._scores = _scoring(opened.bundle.manifest.problem_type)
+        self._several = opened.bundle.manifest.problem_type == "multi_label_classification"
 
     def __call__(self, inputs: Any, *, top_k: int | None = 1) -> Any:
         """Classify as `transformers.pipeline('text-classification')` does.
 
-        inputs: a text, a dict with 'text' and 'text_pair', or a list of these.
+        inputs: a text, a dict with 'text' and 'text_pair', a list of these, or an iterator of them.
         top_k: how many labels to give, best first; None for all.
 
         Returns for a text: [{'label', 'score'}] with its top_k labels. For a list: one such dict an input when
-        top_k is 1, else a list of dicts an input. For a dict: one dict when top_k is 1, else a list of dicts.
+        top_k is 1, else a list of dicts an input. For a dict: one dict when top_k is 1, else a list of dicts. For an
+        iterator: an iterator of what a list gives, in order, with no more than a few inputs held at a time.
         """
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise InputError(f"top_k is {top_k!r}; expected a whole number of at least 1, or None for all labels")
+        if is_iterator(inputs):
+            return self._stream(inputs, top_k)
         if isinstance(inputs, list):
             answers = [self._as_dicts(p, top_k) for p in self.predict([texts_of(i) for i in inputs])]
             return [a[0] for a in answers] if top_k == 1 else answers
         (prediction,) = self.predict([texts_of(inputs)])
         answer = self._as_dicts(prediction, top_k)
         return answer[0] if isinstance(inputs, dict) and top_k == 1 else answer
+
+    def _stream(self, inputs: Iterator[Any], top_k: int | None) -> Iterator[Any]:
+        for prediction in self.many((texts_of(i) for i in inputs), self._predict_batch):
+            answer = self._as_dicts(prediction, top_k)
+            yield answer[0] if top_k == 1 else answer
 
     def predict(self, items: Sequence[TextInput]) -> list[Prediction]:
         """Typed answers, in order; `run.batch_size` texts go through the graph together.
@@ -98,11 +80,7 @@ class TextClassifier:
         """
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise InputError(f"predict takes a list of texts, got {type(items).__name__}: put a single text in a list")
-        size = self.run.batch_size
-        found: list[Prediction] = []
-        for start in range(0, len(items), size):
-            found += self._predict_batch(items[start : start + size])
-        return found
+        return list(self.many(items, self._predict_batch))
 
     def logits(self, items: Sequence[TextInput]) -> np.ndarray:
         """What the graph gives for one batch, whatever `run.batch_size` is: float32 [len(items), labels]."""
@@ -114,10 +92,7 @@ class TextClassifier:
         return ids
 
     def _run(self, encodings: Sequence[Encoding]) -> np.ndarray:
-        session = self._session
-        if session is None:
-            raise InputError("this model was closed: load the bundle again")
-        logits: np.ndarray = session.run(None, self._encoder.arrays(encodings))[0]
+        logits: np.ndarray = self.session().run(None, self._encoder.arrays(encodings))[0]
         return logits
 
     def _predict_batch(self, items: Sequence[TextInput]) -> list[Prediction]:
@@ -130,13 +105,25 @@ class TextClassifier:
                     f"{self.bundle.path} answered NaN on {self.run.text()}: take another recipe or provider"
                 )
             scores = self._scores(row)
-            best = max(range(len(scores)), key=scores.__getitem__)
+            best, said = self._choose(scores)
+            cut = bool(encoding.overflowing)
+            if cut:
+                self.warn_truncated(len(encoding))
             answers.append(
-                Prediction(
-                    self.labels[best], best, scores[best], scores, tuple(row), bool(encoding.overflowing), len(encoding)
-                )
+                Prediction(self.labels[best], best, scores[best], scores, tuple(row), cut, len(encoding), said)
             )
         return answers
+
+    def _choose(self, scores: tuple[float, ...]) -> tuple[int, tuple[str, ...]]:
+        """(index of the answer, every label that is said)."""
+        best = max(range(len(scores)), key=scores.__getitem__)
+        limit = self.run.threshold
+        if self._several:
+            limit = 0.5 if limit is None else limit
+            return best, tuple(label for label, score in zip(self.labels, scores, strict=True) if score >= limit)
+        if limit is not None:
+            best = int(scores[1] >= limit)
+        return best, (self.labels[best],)
 
     def _as_dicts(self, prediction: Prediction, top_k: int | None) -> list[dict[str, Any]]:
         if top_k == 1:
@@ -144,43 +131,12 @@ class TextClassifier:
         order = sorted(range(len(self.labels)), key=prediction.scores.__getitem__, reverse=True)
         return [{"label": self.labels[i], "score": prediction.scores[i]} for i in order[:top_k]]
 
-    def check(self, tolerance: float = 0.05) -> GoldenCheck:
-        """Answer the manifest's golden inputs again and compare.
-
-        tolerance: largest absolute difference of a logit; int8 kernels differ between CPUs, labels should not.
-        """
-        golden = self.bundle.manifest.golden
-        differences, changed = [0.0], 0
-        for g in golden:
-            # One at a time, as when they were made.
-            encodings = self._encoder.encode([g.text if g.text_pair is None else (g.text, g.text_pair)])
-            if len(encodings[0]) < len(g.input_ids):
-                continue  # cut by the run settings: nothing to compare with
-            logits = self._run(encodings)[0]
-            differences.append(float(np.abs(logits - np.array(g.output, dtype=np.float32)).max()))
-            same_label = len(g.output) == 1 or int(logits.argmax()) == int(np.argmax(g.output))
-            changed += not (same_label and tuple(encodings[0].ids) == g.input_ids)
-        worst = max(differences)
-        return GoldenCheck(changed == 0 and worst <= tolerance, worst, changed, len(golden), tolerance)
-
-    def placement(self) -> dict[str, int]:
-        """Provider -> number of graph nodes that run on it. Needs `load(..., record_placement=True)`."""
-        if self._session is None:
-            raise InputError("this model was closed: load the bundle again")
-        return placement(self._session)
-
-    def close(self) -> None:
-        """Free the session; calls after this raise InputError."""
-        with self._lock:
-            self._session = None
-
-    def __enter__(self) -> TextClassifier:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def golden(self, item: TextInput) -> Golden:
+        """One text, alone, with its token ids and logits."""
+        encodings = self._encoder.encode([item])
+        text, pair = (item, None) if isinstance(item, str) else item
+        logits = self._run(encodings)[0].tolist()
+        return Golden(text, pair, tuple(encodings[0].ids), tuple(logits), (1, len(logits)))
 
 
 def _softmax(row: list[float]) -> tuple[float, ...]:

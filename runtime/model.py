@@ -3,38 +3,91 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from edgewise.bundle import Bundle, Verify, read_bundle
-from edgewise.errors import BundleError, UserError
-from edgewise.types import GraphLevel, Provider, RunSettings
+from edgewise.errors import BundleError, PlanError, ProviderError, UserError, nearest
+from edgewise.types import TASKS, GraphLevel, Provider, RunSettings, Task
 
 if TYPE_CHECKING:
+    from edgewise.runtime.base import Model
     from edgewise.runtime.classify import TextClassifier
 
+CLASSES: dict[Task, tuple[str, str]] = {
+    "text-classification": ("classify", "TextClassifier"),
+    "token-classification": ("token_classify", "TokenClassifier"),
+    "feature-extraction": ("features", "FeatureExtractor"),
+    "fill-mask": ("fill_mask", "MaskFiller"),
+    "text-generation": ("generation", "TextGenerator"),
+    "text2text-generation": ("text2text", "TextToText"),
+    "image-classification": ("image_models", "ImageClassifier"),
+    "image-feature-extraction": ("image_models", "ImageFeatureExtractor"),
+}
+"""Task -> (module of the runtime, its class), imported when a bundle of the task is loaded."""
 
+
+class LoadOptions(TypedDict, total=False):
+    """What `load` takes beside the path and the task."""
+
+    provider: Provider | Sequence[Provider] | None
+    provider_options: Mapping[str, str] | None
+    fallback: bool
+    threads: int | None
+    max_length: int | None
+    batch_size: int | None
+    parallel: int | None
+    threshold: float | None
+    graph_optimization: GraphLevel | None
+    allow_spinning: bool
+    verify: Verify
+    expect: str | None
+    record_placement: bool
+
+
+# With the task named, a type checker knows the class that comes back.
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["text-classification"], **options: Unpack[LoadOptions]
+) -> TextClassifier: ...
+@overload
+def load(path: str | os.PathLike[str], *, task: Task | None = None, **options: Unpack[LoadOptions]) -> Any: ...
 def load(
     path: str | os.PathLike[str],
     *,
-    provider: Provider | None = None,
+    task: Task | None = None,
+    provider: Provider | Sequence[Provider] | None = None,
     provider_options: Mapping[str, str] | None = None,
+    fallback: bool = False,
     threads: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
+    parallel: int | None = None,
+    threshold: float | None = None,
     graph_optimization: GraphLevel | None = None,
-    verify: Verify = "full",
+    allow_spinning: bool = True,
+    verify: Verify = "stamp",
     expect: str | None = None,
     record_placement: bool = False,
-) -> TextClassifier:
+) -> Any:
     """Load a bundle, with the run settings that it carries unless they are overridden here.
 
-    provider: the execution provider by its short name; one that does not run here is an error, never a fallback.
+    task: what the bundle must be for; the object that comes back is of the task's class either way.
+    provider: the execution provider by its short name, or several, of which the first that runs is taken; one that
+    does not run here is an error.
+    provider_options: of the provider; of the first where several are named.
+    fallback: take the CPU where none of them runs.
     threads: threads inside one operator.
     max_length: tokens a text is cut to, special tokens included.
-    verify: 'full' hashes every file, 'size' compares sizes, 'none' only sees that the files are there.
+    batch_size: inputs that go through the graph together; it changes the answers of dynamic int8.
+    parallel: calls at once for many inputs; as many as keep the cores busy unless given.
+    threshold: the score from which a label is said (see `RunSettings`).
+    allow_spinning: False where the board has other work for the cores that wait.
+    verify: 'stamp' hashes every file once, and later sees that size, time and inode are what they were; 'full' hashes
+    at every load; 'none' only sees that the files are there.
     expect: the content digest that the bundle must have, 'sha256:...'.
     record_placement: keep which nodes run on which provider, for `model.placement()`.
 
@@ -42,40 +95,94 @@ def load(
     """
     start = perf_counter_ns()
     bundle = read_bundle(path, verify=verify, expect=expect)
-    given = {
-        "provider": provider,
-        "provider_options": provider_options,
+    _check_task(bundle, task)
+    given: dict[str, Any] = {
         "threads": threads,
         "max_length": max_length,
         "batch_size": batch_size,
+        "threshold": threshold,
         "graph_optimization": graph_optimization,
     }
-    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    if provider is not None and provider_options is None and provider != bundle.manifest.run.provider:
-        changes["provider_options"] = {}  # the bundle's options are for the provider it was chosen with
-    run = replace(bundle.manifest.run, **changes)
+    run = replace(bundle.manifest.run, **{k: v for k, v in given.items() if v is not None})
     _check_run(bundle, run)
+    runs = _provider_runs(run, provider, provider_options, fallback=fallback)
     read = perf_counter_ns()
 
     # Imported here, and timed, because they are most of a cold start.
-    from edgewise.runtime import classify, session, text
+    module, name = CLASSES[bundle.manifest.task]
+    kind = getattr(import_module(f"edgewise.runtime.{module}"), name)
+    from edgewise.runtime import base, many, session
 
     imported = perf_counter_ns()
-    encoder = text.TextEncoder.read(bundle, run)
-    tokenizer_read = perf_counter_ns()
-    opened = session.open_session(bundle, run, record_placement=record_placement)
-    phases = {
+    asked = session.SessionOptions(allow_spinning, record_placement)
+    sessions, run = _open_first(bundle, runs, asked)
+    opened = perf_counter_ns()
+    if parallel is None:
+        parallel = many.calls_at_once(run)
+    elif isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
+        raise PlanError(f"parallel is {parallel!r}; expected a whole number of at least 1")
+    model: Model = kind(base.Opened(bundle, run, sessions, parallel))
+    model.phases |= {
         "imports": imported - read,
-        "load": (read - start) + (tokenizer_read - imported),
-        "session": perf_counter_ns() - tokenizer_read,
+        "load": (read - start) + (perf_counter_ns() - opened),
+        "session": opened - imported,
     }
-    return classify.TextClassifier(bundle, run, opened, encoder, phases)
+    return model
+
+
+def _provider_runs(
+    run: RunSettings,
+    provider: Provider | Sequence[Provider] | None,
+    options: Mapping[str, str] | None,
+    *,
+    fallback: bool,
+) -> list[RunSettings]:
+    """The run settings to try, in order, one a provider."""
+    names = [run.provider] if provider is None else [provider] if isinstance(provider, str) else list(provider)
+    if not names:
+        raise PlanError("provider is an empty list: name at least one, for example 'cpu'")
+    if fallback and "cpu" not in names:
+        names.append("cpu")
+    runs = []
+    for i, name in enumerate(names):
+        # The bundle's options are for the provider it was chosen with.
+        kept = run.provider_options if name == run.provider else {}
+        runs.append(replace(run, provider=name, provider_options=options if options is not None and not i else kept))
+    return runs
+
+
+def _open_first(bundle: Bundle, runs: Sequence[RunSettings], asked: Any) -> tuple[Any, RunSettings]:
+    from edgewise.runtime.session import open_sessions
+
+    refused = []
+    for run in runs:
+        try:
+            return open_sessions(bundle, run, asked), run
+        except ProviderError as error:
+            if len(runs) == 1:
+                raise
+            refused.append(str(error))
+    raise ProviderError("none of the providers runs: " + "; ".join(refused))
+
+
+def _check_task(bundle: Bundle, task: Task | None) -> None:
+    found = bundle.manifest.task
+    if found not in CLASSES:
+        raise BundleError(f"{bundle.path} is for {found!r}, which this edgewise does not know: update it")
+    if task is not None and task not in TASKS:
+        raise PlanError(f"unknown task {task!r}: {nearest(str(task), TASKS)}")
+    if task is not None and task != found:
+        raise BundleError(f"{bundle.path} is for {found}, not for {task}: load a bundle of that task")
 
 
 def _check_run(bundle: Bundle, run: RunSettings) -> None:
-    task = bundle.manifest.task
-    if task != "text-classification":
-        raise BundleError(f"{bundle.path} is for {task}; this version of edgewise runs text-classification")
     longest = bundle.manifest.preprocessing.get("max_length")
     if longest is not None and run.max_length is not None and run.max_length > longest:
         raise UserError(f"max_length is {run.max_length}, but {bundle.path} allows at most {longest} tokens")
+    kind = bundle.manifest.problem_type
+    two = len(bundle.manifest.labels) == 2 and kind != "regression"
+    if run.threshold is not None and not (two or kind == "multi_label_classification"):
+        raise UserError(
+            f"threshold is {run.threshold:g}, but {bundle.path} tells {len(bundle.manifest.labels)} labels apart: it "
+            "is for two labels, or several a text"
+        )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy  # noqa: F401  # onnxruntime's own import of numpy, made ours so that its absence is said by name
 import onnxruntime as ort
 
-from edgewise.bundle import Bundle
+from edgewise.bundle import Bundle, GraphInfo
 from edgewise.errors import BundleChangedError, BundleError, ProviderError
 from edgewise.types import GraphLevel, Provider, RunSettings
 
@@ -31,15 +32,36 @@ _LEVELS: dict[GraphLevel, ort.GraphOptimizationLevel] = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+"""ONNX Runtime's names of types -> the manifest's."""
 # onnxruntime warns on standard error about what it does to a graph; errors reach us as exceptions.
 _QUIET = 3
 
 
-def open_session(bundle: Bundle, run: RunSettings, *, record_placement: bool = False) -> ort.InferenceSession:
-    """A session on the bundle's graph with these run settings.
+@dataclass(frozen=True)
+class SessionOptions:
+    """What is asked of a session beside the run settings."""
 
-    Raises ProviderError when the provider is not there, does not start, or takes no node of the graph;
-    BundleError when the graph cannot be read or differs from the manifest.
+    allow_spinning: bool = True
+    """Threads wait for the next operator by spinning: faster, at the cost of the cores' other work."""
+    record_placement: bool = False
+    """Keep which nodes run on which provider."""
+
+
+def open_sessions(
+    bundle: Bundle, run: RunSettings, options: SessionOptions = SessionOptions()
+) -> tuple[ort.InferenceSession, ...]:
+    """A session on each of the bundle's graphs, in the manifest's order, with these run settings.
+
+    Raises ProviderError when the provider is not there, does not start, or takes no node of any graph;
+    BundleError when a graph cannot be read or differs from the manifest.
     """
     name = PROVIDER_NAMES[run.provider]
     available = ort.get_available_providers()
@@ -51,21 +73,29 @@ def open_session(bundle: Bundle, run: RunSettings, *, record_placement: bool = F
         )
     # On another provider than the CPU, nodes that it cannot take fall to the CPU; only the placement tells.
     check_placement = run.provider != "cpu"
-    session = _create(bundle, run, name, record_placement or check_placement)
-    if session.get_providers()[0] != name:
-        raise ProviderError(
-            f"provider {run.provider!r} did not start; onnxruntime would run {bundle.path} on "
-            f"{session.get_providers()[0]}: check the driver, or take another provider"
+    options = replace(options, record_placement=options.record_placement or check_placement)
+    opened = []
+    for graph in bundle.manifest.graphs:
+        session = _create(
+            bundle, graph, run, name, replace(options, record_placement=options.record_placement or check_placement)
         )
-    if check_placement and not placement(session).get(name):
+        if session.get_providers()[0] != name:
+            raise ProviderError(
+                f"provider {run.provider!r} did not start; onnxruntime would run {bundle.path} on "
+                f"{session.get_providers()[0]}: check the driver, or take another provider"
+            )
+        _check_form(bundle, graph, session)
+        opened.append(session)
+    if check_placement and not any(placement(session).get(name) for session in opened):
         raise ProviderError(
             f"provider {run.provider!r} takes no node of {bundle.path}: take another provider or recipe"
         )
-    _check_inputs(bundle, session)
-    return session
+    return tuple(opened)
 
 
-def _create(bundle: Bundle, run: RunSettings, name: str, record: bool) -> ort.InferenceSession:
+def _create(
+    bundle: Bundle, info: GraphInfo, run: RunSettings, name: str, asked: SessionOptions
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = run.threads
     options.inter_op_num_threads = 1
@@ -73,9 +103,11 @@ def _create(bundle: Bundle, run: RunSettings, name: str, record: bool) -> ort.In
     saved = bundle.manifest.recipe.offline and run.graph_optimization == "all"
     options.graph_optimization_level = _LEVELS["disabled" if saved else run.graph_optimization]
     options.log_severity_level = _QUIET
-    if record:
+    if not asked.allow_spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if asked.record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    graph = bundle.graph_path()
+    graph = bundle.path / info.file
     # Named alone it would run what it can and leave the rest nowhere: every provider needs the CPU behind it.
     wanted: list[Any] = [(name, dict(run.provider_options))]
     if run.provider != "cpu":
@@ -92,14 +124,18 @@ def _create(bundle: Bundle, run: RunSettings, name: str, record: bool) -> ort.In
         ) from error
 
 
-def _check_inputs(bundle: Bundle, session: ort.InferenceSession) -> None:
-    found = [(i.name, i.type.removeprefix("tensor(").removesuffix(")")) for i in session.get_inputs()]
-    told = [(i.name, i.dtype) for i in bundle.manifest.graphs[0].inputs]
-    named = {"float": "float32", "double": "float64"}
-    if [(n, named.get(t, t)) for n, t in found] != told:
-        raise BundleChangedError(
-            f"{bundle.graph_path()} takes inputs {found}, the manifest says {told}; export the bundle again"
-        )
+def _check_form(bundle: Bundle, info: GraphInfo, session: ort.InferenceSession) -> None:
+    """The graph's inputs and outputs are those of the manifest, or BundleChangedError."""
+    for kind, found, told in (
+        ("takes inputs", session.get_inputs(), info.inputs),
+        ("gives outputs", session.get_outputs(), info.outputs),
+    ):
+        real = [(t.name, _DTYPES.get(t.type, t.type)) for t in found]
+        if real != [(t.name, t.dtype) for t in told]:
+            raise BundleChangedError(
+                f"{bundle.path / info.file} {kind} {real}, the manifest says {[(t.name, t.dtype) for t in told]}; "
+                "export the bundle again"
+            )
 
 
 def placement(session: ort.InferenceSession) -> dict[str, int]:

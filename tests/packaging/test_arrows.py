@@ -39,7 +39,7 @@ ALLOWED = {
 }
 ROOMS_SEEN = {"runtime": set(), "profiler": {"runtime"}, "selector": set(), "exporter": {"runtime"}, "trainer": set()}
 """The other rooms that a room may import."""
-DEVICE_CONTRACT = {"", "bundle", "errors", "files", "recipe", "types", "units"}
+DEVICE_CONTRACT = {"", "bundle", "errors", "files", "recipe", "stamp", "types", "units"}
 """The modules of edgewise that a device needs: the standard library alone."""
 METRICS = {"metrics", "metric_evaluate", "metric_inputs", "metric_scores", "metric_tables", "metric_user"}
 PROMPTS = {"prompting", "prompts"}

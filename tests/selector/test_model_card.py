@@ -20,7 +20,7 @@ from edgewise.units import parse_budget
 @pytest.fixture(scope="module")
 def manifest(int8_bundle: Path) -> Manifest:
     """Of a real bundle."""
-    return read_bundle(int8_bundle, verify="size").manifest
+    return read_bundle(int8_bundle, verify="stamp").manifest
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Many inputs: batches in order, several at once, and bounded memory whatever the length of the input."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from itertools import islice
+from typing import TypeVar
+
+from edgewise.types import RunSettings
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+_AHEAD = 2
+"""Batches a thread that are read before the first answer is taken: one runs, one waits."""
+
+
+def in_order(
+    items: Iterable[Item],
+    answer: Callable[[Sequence[Item]], Sequence[Answer]],
+    size: int,
+    pool: Executor | None,
+    parallel: int,
+) -> Iterator[Answer]:
+    """The answers to `items` in their order, batch by batch; without a pool one batch after the other.
+
+    An error of a batch is raised where its answers would stand; what was begun behind it is given up.
+    """
+    batches = _batches(items, size)
+    if pool is None:
+        for batch in batches:
+            yield from answer(batch)
+        return
+    running: deque[Future[Sequence[Answer]]] = deque()
+    try:
+        for batch in batches:
+            running.append(pool.submit(answer, batch))
+            if len(running) >= _AHEAD * parallel:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def calls_at_once(run: RunSettings) -> int:
+    """How many calls keep the cores busy: those of one thread each scale better than threads inside a call.
+
+    Other providers than the CPU queue their calls anyway.
+    """
+    return max(1, usable_cores() // run.threads) if run.provider == "cpu" else 1
