@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM = false
 # Two workers with a thread each, a file of tests to one of them: two cores are busy, and fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup assets demo test test-all lint chromium clean
+.PHONY: help setup assets demo test test-all lint chromium wheels clean
 
 help:
 	@echo 'make demo      which sentiment model should run on this machine? (examples/movie-reviews.yaml)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make setup     the virtual environment in .venv, with pinned packages'
 	@echo 'make assets    weights and data for the examples and tests, checked and cached outside git'
 	@echo 'make lint      ruff and mypy alone'
+	@echo 'make wheels    the whole wheel in dist/, and the small one for devices in dist/device/'
 	@echo 'make clean     remove .venv, caches and build folders; runs/ and the asset cache stay'
 
 setup: $(STAMP)
@@ -63,6 +64,11 @@ test: lint assets chromium
 
 test-all: lint assets chromium
 	$(PYTEST)
+
+wheels: setup
+	rm -rf build dist # setuptools would pack what an older build left behind
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	$(BIN)/python tools/device_wheel.py dist/edgewise-*-py3-none-any.whl --out dist/device
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 from edgewise import __version__
-from edgewise.errors import EdgewiseError, PlanError, nearest
+from edgewise.errors import EdgewiseError, MissingExtraError, PlanError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "fit": ("edgewise.verbs_fit", "the whole pipeline: tune, export, measure, choose, report"),
@@ -27,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("edgewise.verbs_measure", "write the report of a run"),
     "devices": ("edgewise.verbs_measure", "what this machine is and which providers it really runs"),
     "run": ("edgewise.verbs_run", "answer with a bundle"),
-    "inspect": ("edgewise.verbs_run", "what a bundle is, from its manifest"),
+    "inspect": ("edgewise.verbs_inspect", "what a bundle is, from its manifest"),
 }
 """Verb -> (module that has add_VERB and run_VERB, one line of help). A verb imports its own module alone."""
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(args: list[str]) -> int:
     if args and args[0] in VERBS:
         verb = args[0]
-        module = import_module(VERBS[verb][0])
+        module = _module(verb)
         parser = _Parser(
             prog=f"edgewise {verb}",
             description=VERBS[verb][1][0].upper() + VERBS[verb][1][1:] + ".",
@@ -74,6 +75,18 @@ def _dispatch(args: list[str]) -> int:
         code: int = getattr(module, f"run_{verb}")(parser.parse_intermixed_args(args[1:]))
         return code
     return _top(args)
+
+
+def _module(verb: str) -> ModuleType:
+    try:
+        return import_module(VERBS[verb][0])
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("edgewise"):
+            raise
+        raise MissingExtraError(
+            f"{verb!r} is not in this wheel, which is the small one for devices: install the whole edgewise, "
+            f"`pip install 'edgewise[build]'`, on the machine that builds"
+        ) from error
 
 
 def _top(args: list[str]) -> int:

@@ -1,21 +1,29 @@
-"""`edgewise run` and `edgewise inspect`: what a device needs, with the base install alone."""
+"""`edgewise run`: answers with a bundle of any task, with the base install alone."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import InputError
-from edgewise.types import PROVIDERS
+from edgewise.errors import EdgewiseError, InputError
 
+# What reads inputs and shows answers is imported after the load, which begins with what takes longest.
 if TYPE_CHECKING:
-    from edgewise.bundle import Manifest
-    from edgewise.runtime import TextClassifier
+    from collections import Counter
+    from collections.abc import Iterator
+
+    from edgewise.run_inputs import Item
+    from edgewise.runtime import Model
+    from edgewise.types import Task
+
+AGGREGATIONS = ("none", "simple", "first", "average", "max")
+FOR_SOME_TASKS = (
+    "top_k", "threshold", "aggregation", "windows", "stride", "pair", "max_length", "max_new_tokens", "temperature",
+    "top_p", "seed", "num_beams", "stop", "stream", "chat", "system",
+)  # fmt: skip
+"""The keys of `run_answers.OPTIONS`, without its imports."""
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -23,175 +31,265 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         '  edgewise run runs/movie-reviews/chosen "a fine film"\n'
         "  edgewise run chosen --file reviews.txt > answers.jsonl      one text a line\n"
+        "  edgewise run clothes shirt.png shoe.jpg --top-k 3           images by path\n"
+        '  edgewise run smollm2 --chat --stream "Why is the sky blue?"\n'
         "  edgewise run chosen --check                                 the golden answers"
     )
     parser.add_argument("bundle", help="bundle folder")
-    parser.add_argument("text", nargs="*", help="texts; without any, lines of standard input")
-    parser.add_argument("--file", help="read one text a line from this file; '-' is standard input")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="labels to show, best first (default 1)")
-    parser.add_argument("--provider", choices=PROVIDERS, help="execution provider (default: the bundle's)")
-    parser.add_argument("--threads", type=int, help="threads (default: the bundle's)")
-    parser.add_argument("--max-length", type=int, help="tokens a text is cut to (default: the bundle's)")
-    parser.add_argument("--expect", metavar="DIGEST", help="refuse a bundle with another content digest")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line; always so for --file and stdin")
-    parser.add_argument("--time", action="store_true", help="say on standard error how long it took")
-    parser.add_argument("--check", action="store_true", help="answer the bundle's golden inputs and compare")
+    parser.add_argument("text", nargs="*", help="texts, or paths of images; without any, lines of standard input")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--file", help="read one text, or path, a line from this file; '-' is standard input")
+    inputs.add_argument(
+        "--input-format", choices=("text", "json"), default="text",
+        help='json: each input is a JSON object, {"text"}, {"text", "text_pair"}, {"image"} or {"messages"}',
+    )  # fmt: skip
+    inputs.add_argument("--pair", action="store_true", help="two TEXTs an answer; in lines, with a tab between")
+    answer = parser.add_argument_group("answers")
+    answer.add_argument("--json", action="store_true", help="one JSON object a line; always so for --file and pipes")
+    answer.add_argument("--top-k", type=int, metavar="K", help="labels or words to show, or to draw from, best first")
+    answer.add_argument("--threshold", type=float, metavar="SCORE", help="the score from which a label is said")
+    answer.add_argument("--aggregation", choices=AGGREGATIONS, help="how tokens become entities (default simple)")
+    answer.add_argument("--windows", choices=("mean", "max"), help="read long texts to the end, and join the scores so")
+    answer.add_argument("--stride", type=int, metavar="N", help="read them in windows that share N tokens")
+    writing = parser.add_argument_group("generation")
+    writing.add_argument("--stream", action="store_true", help="show the text while it is written")
+    writing.add_argument("--chat", action="store_true", help="a text is a user's message, for the chat template")
+    writing.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told before")
+    writing.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")
+    writing.add_argument("--temperature", type=float, metavar="T", help="draw the tokens; 0 takes the likeliest")
+    writing.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest that have P together")
+    writing.add_argument("--seed", type=int, help="draw the tokens, the same for the same number")
+    writing.add_argument("--num-beams", type=int, metavar="N", help="search with so many beams")
+    writing.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be given again")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--provider", type=_providers, metavar="P[,P]", help="execution providers, the first that runs"
+    )
+    running.add_argument("--fallback", action="store_true", help="take the CPU where no provider runs")
+    running.add_argument("--threads", type=int, metavar="N", help="threads of one call (default: the bundle's)")
+    running.add_argument("--parallel", type=int, metavar="N", help="calls at once; 1 answers each line as it comes")
+    running.add_argument("--batch-size", type=int, metavar="N", help="inputs that go through the graph together")
+    running.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
+    telling = parser.add_argument_group("the bundle")
+    telling.add_argument("--verify", choices=("full", "stamp", "none"), default="stamp", help="hash the files (stamp)")
+    telling.add_argument("--expect", metavar="DIGEST", help="refuse a bundle with another content digest")
+    telling.add_argument("--check", action="store_true", help="answer the bundle's golden inputs and compare")
+    telling.add_argument("--placement", action="store_true", help="which nodes of the graph run on which provider")
+    telling.add_argument("--time", action="store_true", help="say on standard error how long it took")
+
+
+def _providers(text: str) -> str | list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected names with a comma between, such as cuda,cpu")
+    return names[0] if len(names) == 1 else names
+
+
+class _Clock:
+    """When what was done."""
+
+    def __init__(self) -> None:
+        self.start, self.loaded, self.first, self.count = perf_counter(), 0.0, 0.0, 0
+
+    def answered(self) -> None:
+        self.count += 1
+        self.first = self.first or perf_counter()
+
+    def words(self, phases: dict[str, int]) -> str:
+        parts = ", ".join(f"{name} {ns / 1e6:.0f}" for name, ns in phases.items())
+        text = f"load {1000 * (self.loaded - self.start):.0f} ms ({parts})"
+        if not self.count:
+            return f"{text}; no answers"
+        spent = perf_counter() - self.loaded
+        text += f"; first answer after {1000 * (self.first - self.loaded):.1f} ms"
+        return f"{text}; {self.count} answers in {1000 * spent:.1f} ms, {1000 * spent / self.count:.2f} ms each"
 
 
 def run_run(args: argparse.Namespace) -> int:
-    from edgewise.runtime import load
+    _check_together(args)
+    if any(getattr(args, name) not in (None, False) for name in FOR_SOME_TASKS):
+        from edgewise.bundle import read_bundle
+        from edgewise.run_answers import check_options
 
-    start = perf_counter()
-    if args.file and args.text:
-        raise InputError("give texts or --file, not both")
-    with load(
-        args.bundle, provider=args.provider, threads=args.threads, max_length=args.max_length, expect=args.expect
-    ) as model:
-        loaded = perf_counter()
-        if args.check:
-            return _check(model)
-        lines = not args.text
-        count = 0
-        for text in _lines(args.file or "-") if lines else args.text:
-            _answer(model, text, args.top_k, as_json=args.json or lines)
-            count += 1
+        # Before the model is loaded, which can take a while.
+        check_options(args, read_bundle(args.bundle, verify="none").manifest.task)
+    _print_anything()
+    args.typed = not args.text and args.file in (None, "-") and sys.stdin is not None and sys.stdin.isatty()
+    clock = _Clock()
+    with _load(args) as model:
+        clock.loaded = perf_counter()
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _say_warning
+            if args.check or args.placement:
+                return _tell(model, args)
+            if args.typed:
+                print("one input a line; end with Ctrl-D", file=sys.stderr)
+            _answer_all(model, args, clock)
         if args.time:
-            spent = perf_counter() - loaded
-            each = f", {1000 * spent / count:.2f} ms each" if count else ""
-            print(
-                f"load {1000 * (loaded - start):.0f} ms; {count} answers in {1000 * spent:.1f} ms{each}",
-                file=sys.stderr,
-            )
+            print(clock.words(model.phases), file=sys.stderr)
     return 0
 
 
-def _lines(name: str) -> Iterator[str]:
-    """Texts, one a line, without the line's end. Bytes that are no UTF-8 are an error that names the line."""
-    if name == "-":
-        yield from _decoded(sys.stdin.buffer, "standard input")
-        return
-    try:
-        with Path(name).open("rb") as file:
-            yield from _decoded(file, name)
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file") from error
+def _answer_all(model: Model, args: argparse.Namespace, clock: _Clock) -> None:
+    from edgewise.run_inputs import Reading, from_arguments, from_lines
+
+    task = model.bundle.manifest.task
+    how = Reading(task, args.input_format, args.pair, args.chat, args.system)
+    items = from_arguments(args.text, how) if args.text else from_lines(args.file or "-", how)
+    if args.stream or (args.typed and args.chat and not args.json):
+        _stream(model, items, task, args, clock)
+    else:
+        _answer(model, items, task, args, clock)
 
 
-def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
+def _check_together(args: argparse.Namespace) -> None:
+    """Raise InputError for options that exclude each other."""
+    if args.file and args.text:
+        raise InputError("give texts or --file, not both")
+    if (args.check or args.placement) and (args.file or args.text):
+        raise InputError("--check and --placement answer no texts: leave the texts out")
+    if args.stream and args.json:
+        raise InputError("--stream shows plain text as it is written: leave --json out")
+    if args.system and not args.chat:
+        raise InputError("--system is what a chat begins with: give --chat, too")
+
+
+def _load(args: argparse.Namespace) -> Model:
+    from edgewise.runtime import load
+
+    model: Model = load(
+        args.bundle,
+        provider=args.provider,
+        fallback=args.fallback,
+        threads=args.threads,
+        # Who types waits for each answer before the next input.
+        parallel=1 if args.typed and args.parallel is None else args.parallel,
+        batch_size=1 if args.typed and args.batch_size is None else args.batch_size,
+        max_length=args.max_length,
+        threshold=args.threshold,
+        verify=args.verify,
+        expect=args.expect,
+        record_placement=args.placement,
+    )
+    return model
+
+
+def _answer(model: Any, items: Iterator[Item], task: Task, args: argparse.Namespace, clock: _Clock) -> None:
+    """Show the answers in order, each as soon as it is there."""
+    import json
+    from collections import deque
+
+    from edgewise.run_answers import answers, as_json, as_words, call_options
+
+    waiting: deque[Item] = deque()
+    wrong: list[EdgewiseError] = []
+
+    def values() -> Iterator[Any]:
+        # A line that is no input ends the reading; what was read before it is answered first.
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name}, line {number}: not UTF-8: {error}") from error
+            for item in items:
+                waiting.append(item)
+                yield item.value
+        except EdgewiseError as error:
+            wrong.append(error)
+
+    found = answers(model, values(), task, call_options(args, task))
+    as_lines = args.json or not (args.text or args.typed)
+    while True:
+        try:
+            answer = next(found, None)
+        except EdgewiseError as error:
+            raise _at(error, waiting[0] if waiting and model.run.batch_size == 1 else None) from error
+        if answer is None:
+            break
+        item = waiting.popleft()
+        if as_lines:
+            print(json.dumps(as_json(task, item, answer), ensure_ascii=False), flush=True)
+        else:
+            for line in as_words(task, item, answer, alone=args.typed or len(args.text) == 1):
+                print(line, flush=True)
+        clock.answered()
+    if wrong:
+        raise wrong[0]
 
 
-def _answer(model: TextClassifier, text: str, top_k: int, *, as_json: bool) -> None:
-    found: list[dict[str, Any]] = model(text, top_k=top_k)
-    if as_json:
-        line: dict[str, Any] = {"text": text, **found[0]} if top_k == 1 else {"text": text, "labels": found}
-        print(json.dumps(line, ensure_ascii=False))
-        return
-    for answer in found:
-        print(f"{answer['label']}\t{answer['score']:.4f}\t{text}")
+def _stream(model: Any, items: Iterator[Item], task: Task, args: argparse.Namespace, clock: _Clock) -> None:
+    """Show each answer while it is written. Who types a chat goes on with it, line by line."""
+    from edgewise.run_answers import call_options
+
+    options = call_options(args, task)
+    options.pop("return_full_text", None)
+    talk: list[Any] = []
+    goes_on = args.typed and args.chat
+    for item in items:
+        value = item.value
+        if goes_on:
+            talk += value[-1:] if talk else value
+            value = list(talk)
+        written = ""
+        try:
+            for piece in model.stream(value, **options):
+                clock.first = clock.first or perf_counter()
+                print(piece, end="", flush=True)
+                written += piece
+        except EdgewiseError as error:
+            raise _at(error, item) from error
+        print(flush=True)
+        if goes_on:
+            talk.append({"role": "assistant", "content": written})
+        clock.answered()
 
 
-def _check(model: TextClassifier) -> int:
+def _at(error: EdgewiseError, item: Item | None) -> EdgewiseError:
+    """The error with the place of the input that it is about."""
+    return type(error)(f"{item.place}: {error}") if item and item.place else error
+
+
+def _tell(model: Model, args: argparse.Namespace) -> int:
+    if args.placement:
+        for line in _placement(model):
+            print(line)
+    return _check(model) if args.check else 0
+
+
+def _placement(model: Model) -> Iterator[str]:
+    """Which nodes run where, a line a graph and provider."""
+    for number, graph in enumerate(model.bundle.manifest.graphs):
+        for part, nodes in _nodes(model.session(number)).items():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in nodes.most_common())
+            yield f"{graph.file}\t{part}\t{nodes.total()} nodes: {kinds}"
+
+
+def _nodes(session: Any) -> dict[str, Counter[str]]:
+    from collections import Counter
+
+    found: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return found
+
+
+def _check(model: Model) -> int:
     result = model.check()
     state = "passed" if result.passed else "FAILED"
     print(
-        f"golden answers {state}: {result.n} inputs, {result.changed_labels} changed, largest difference of a logit "
+        f"golden answers {state}: {result.n} inputs, {result.changed_labels} changed, largest difference "
         f"{result.largest_difference:.2g} (allowed {result.tolerance:g})"
     )
     return 0 if result.passed else 1
 
 
-def add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example:\n  edgewise inspect runs/movie-reviews/chosen"
-    parser.add_argument("bundle", help="bundle folder")
-    parser.add_argument("--no-verify", action="store_true", help="do not hash the files")
-    parser.add_argument("--json", action="store_true", help="the manifest as JSON")
+def _say_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    print(f"edgewise: warning: {message}", file=sys.stderr, flush=True)
 
 
-def run_inspect(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from edgewise.bundle import read_bundle
-
-    bundle = read_bundle(args.bundle, verify="none" if args.no_verify else "full")
-    if args.json:
-        print(json.dumps(asdict(bundle.manifest), indent=2, ensure_ascii=False))
-        return 0
-    checked = "not checked" if args.no_verify else "checked, all as in the manifest"
-    for key, value in [*_describe(bundle.manifest), ("files", f"{len(bundle.manifest.files)}, hashes {checked}")]:
-        print(f"{key:<14} {value}")
-    return 0
-
-
-def _describe(m: Manifest) -> Iterator[tuple[str, str]]:
-    from edgewise.units import show
-
-    yield "task", f"{m.task}{f' ({m.problem_type})' if m.problem_type else ''}, {m.family}"
-    if m.labels:
-        yield "labels", ", ".join(m.labels)
-    yield "candidate", str(m.source.get("candidate", "?"))
-    yield "recipe", f"{m.source.get('recipe', m.recipe.name)} ({m.recipe.name})"
-    yield "run settings", m.run.text()
-    yield "content", m.content_digest
-    yield "size", show(m.size, "B")
-    for graph in m.graphs:
-        yield "graph", f"{graph.file}: opset {graph.opset}, optimization {graph.optimization_level}"
-        yield "  needs", f"onnxruntime >= {graph.min_onnxruntime}"
-        yield "  bytes", ", ".join(f"{k} {show(v, 'B')}" for k, v in graph.bytes_by_part.items())
-        most = sorted(graph.node_types.items(), key=lambda item: -item[1])[:8]
-        yield "  nodes", f"{sum(graph.node_types.values())}: " + ", ".join(f"{n} {kind}" for kind, n in most) + ", …"
-    yield "parity", _parity_words(m.parity)
-    yield from _proof_words(m.parity)
-    yield "loads in", ", ".join(f"{peer}: {_peer_words(found)}" for peer, found in m.loads_in.items()) or "not tested"
-    yield "golden", f"{len(m.golden)} inputs"
-
-
-def _parity_words(parity: Any) -> str:
-    if not parity.get("against"):
-        return f"none: {parity.get('why', 'not measured')}"
-    return (
-        f"against PyTorch on {parity['inputs']} inputs: agreement {parity['agreement']:.1%}, "
-        f"largest difference {parity['largest_absolute_difference']:.2g}, in a batch {parity['batch_dependence']:.2g}"
-    )
-
-
-def _proof_words(parity: Any) -> Iterator[tuple[str, str]]:
-    """What the manifest tells beside PyTorch, where it was measured."""
-    if (lost := parity.get("against_fp32")) is not None:
-        text = f"{lost['answers_changed']} of {lost['rows']} answers changed"
-        if "drop" in lost:
-            unit = " points" if lost["unit"] == "points" else ""
-            relative = f" ({lost['drop_relative']:.2%} of it)" if lost.get("drop_relative") is not None else ""
-            text += (
-                f"; {lost['measure']} {lost['value']:.4g}, {lost['fp32']:.4g} in fp32: drop {lost['drop']:.3g}{unit}"
-            )
-            text += f"{relative}, at most {lost['drop_at_most']:.3g}{unit} at {lost['level']:.0%}"
-        yield "against fp32", text
-        if (batch := lost.get("batch")) and batch["rows"]:
-            yield (
-                "  in batches",
-                (f"{batch['answers_changed']} of {batch['rows']} answers change in batches of {batch['batch_size']}"),
-            )
-    if (guard := parity.get("guard")) is not None:
-        yield "guard", str(guard["words"])
-        if guard.get("confirmed"):
-            yield "  confirmed", str(guard["confirmed"])
-    if (words := parity.get("vocabulary")) is not None:
-        note = f"; {words['note']}" if words.get("note") else ""
-        yield "vocabulary", f"{words['tokens']:,} of {words['tokens_before']:,} tokens{note}"
-    if kept := parity.get("kept_in_fp32"):
-        yield "kept in fp32", f"{len(kept)} nodes that overflow in half precision, {kept[0]} first"
-    if (found := parity.get("saturation")) is not None:
-        yield "other CPUs", found["advice"] if found["applies"] else found["why"]
-    if (greedy := parity.get("greedy")) is not None:
-        yield "greedy", f"{greedy['equal']} of {greedy['sequences']} sequences of {greedy['steps']} tokens as PyTorch's"
-
-
-def _peer_words(found: Any) -> str:
-    if not found.get("tested"):
-        return "not tested"
-    return "yes" if found["ok"] else f"no ({found.get('why', found.get('largest_absolute_difference'))})"
+def _print_anything() -> None:
+    """A terminal that lacks a character shows its code; it does not end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -13,6 +13,7 @@ from edgewise.data import Row
 from edgewise.errors import CheckpointError, EdgewiseError
 from edgewise.exporter import parity
 from edgewise.exporter.checkpoint import Checkpoint
+from edgewise.exporter.golden import golden_inputs, mask_token
 from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.originals import load_original, read_processor, read_tokenizer
 from edgewise.exporter.preprocessing import text_limit
@@ -43,6 +44,8 @@ class Base:
     """Of generation."""
     texts: tuple[Any, ...] = ()
     """A few texts, or pairs of them, for other tools to answer."""
+    golden: tuple[Any, ...] = ()
+    """Inputs of the golden answers."""
     vocabulary: dict[str, Any] | None = None
     """What trimming the vocabulary did, and that the answers stayed."""
 
@@ -79,16 +82,19 @@ def _ask(source: Checkpoint, task: Task, model: Any, work: Path, rows: Sequence[
     inputs = tuple(i.name for i in graph.input)
     if task in IMAGE_TASKS:
         probes, written = build_probes(source, task, model, inputs, rows, None)
-        return Base(work, task, source, read_processor(source.path), inputs, probes=probes)
+        chosen = golden_inputs(task, rows)
+        return Base(work, task, source, read_processor(source.path), inputs, probes=probes, golden=chosen)
     tokenizer = read_tokenizer(source.path)
     length = text_limit(source.config, tokenizer)
     length = min(x for x in (length, fixed) if x is not None) if length or fixed else None
-    texts = _texts(rows)
+    texts, chosen = _texts(rows), golden_inputs(task, rows, mask_token(tokenizer))
     if task == "text-classification":
         cases = parity.build_cases(model, tokenizer, inputs, rows, length)
-        return Base(work, task, source, tokenizer, inputs, length, cases, texts=texts)
+        return Base(work, task, source, tokenizer, inputs, length, cases, texts=texts, golden=chosen)
     probes, written = build_probes(source, task, model, inputs, rows, length)
-    return Base(work, task, source, tokenizer, inputs, length, probes=probes, written=written, texts=texts)
+    return Base(
+        work, task, source, tokenizer, inputs, length, probes=probes, written=written, texts=texts, golden=chosen
+    )
 
 
 def _texts(rows: Sequence[Row]) -> tuple[Any, ...]:

@@ -148,7 +148,7 @@ def tool_versions() -> dict[str, str]:
 def finished(folder: Path, key: str) -> Bundle | None:
     """The bundle in `folder`, where it was made from what `key` says; None otherwise."""
     try:
-        bundle = read_bundle(folder, verify="size")
+        bundle = read_bundle(folder, verify="stamp")
     except BundleError:
         return None
     return bundle if bundle.manifest.bundle_key == key else None
@@ -305,9 +305,10 @@ class _Job:
                 shutil.copyfile(base.folder / GENERATION, folder / GENERATION)
             write_preprocessor(base.source.path, folder, self.task)
             draft = write_manifest(folder, self._manifest(folder, recipe, made, base, key))
+            free_memory()  # of making it, before it is run
             self.say("parity with PyTorch")
             proof = prove(draft, made, self._validation(base, recipe.length))
-            write_manifest(folder, self._manifest(folder, recipe, made, base, key, **proof))
+            write_manifest(folder, replace(draft.manifest, **proof))
         return read_bundle(path)
 
     def _graphs(self, recipe: Recipe, base: Base, work: Path) -> Made:
@@ -335,7 +336,8 @@ class _Job:
             write_manifest(folder, replace(twin.manifest, source={**twin.manifest.source, "recipe": recipe.name}))
         return read_bundle(self.out / recipe.folder)
 
-    def _manifest(self, folder: Path, recipe: Recipe, made: Made, base: Base, key: str, **proof: Any) -> Manifest:
+    def _manifest(self, folder: Path, recipe: Recipe, made: Made, base: Base, key: str) -> Manifest:
+        """Without the proof."""
         level = "extended, saved" if recipe.offline else recipe.optimize or "none"
         graphs = tuple(read_graph(folder, f"onnx/{n}", level) for n in graph_files(self.task))
         inputs = [i.name for i in graphs[0].inputs]
@@ -371,5 +373,7 @@ class _Job:
             files=files,
             versions=tool_versions(),
             run=RunSettings(),
-            **{"parity": {}, "golden": (), "loads_in": {}, **proof},
+            parity={},
+            golden=(),
+            loads_in={},
         )

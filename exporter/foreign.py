@@ -14,11 +14,11 @@ from edgewise.data import Row
 from edgewise.errors import CheckpointError
 from edgewise.exporter.build import finished, tool_versions
 from edgewise.exporter.checkpoint import Checkpoint
+from edgewise.exporter.golden import golden_answers, golden_inputs, mask_token
 from edgewise.exporter.graphs import read_graph
-from edgewise.exporter.parity import FALLBACK_TEXTS, GOLDEN_ROWS
+from edgewise.exporter.originals import read_tokenizer
 from edgewise.exporter.pooling import read_pooling
 from edgewise.exporter.preprocessing import read_preprocessing, write_preprocessor
-from edgewise.exporter.sessions import open_graphs
 from edgewise.exporter.tracing import graph_files
 from edgewise.files import check_out, digest_json, new_folder, sha256_file
 from edgewise.sources import PROCESSOR, TOKENIZER_SOURCES
@@ -85,7 +85,7 @@ def import_onnx(
             shutil.copyfile(generation, work / generation.name)
         manifest = _manifest(work, found, key)
         write_manifest(work, manifest)
-        write_manifest(work, replace(manifest, golden=_golden(work, task, rows)))
+        write_manifest(work, replace(manifest, golden=_golden(work, found, task, rows)))
     return read_bundle(target)
 
 
@@ -227,13 +227,9 @@ def _manifest(folder: Path, found: _Source, key: str) -> Manifest:
     )
 
 
-def _golden(folder: Path, task: Task, rows: Sequence[Row]) -> tuple[Golden, ...]:
+def _golden(folder: Path, found: _Source, task: Task, rows: Sequence[Row]) -> tuple[Golden, ...]:
     """Answers of the graph itself; a graph that does not load or run shows here, before anything is written."""
-    from edgewise.runtime import load
-
-    if task != "text-classification":
-        open_graphs(folder, task)
-        return ()
-    texts = [r.text for r in rows[:GOLDEN_ROWS]] or list(FALLBACK_TEXTS)
-    with load(folder, verify="none") as model:
-        return tuple(model.golden(text) for text in texts)
+    mask = None
+    if task == "fill-mask":
+        mask = mask_token(read_tokenizer(found.preprocessor))
+    return golden_answers(folder, golden_inputs(task, rows, mask))

@@ -47,8 +47,8 @@ def why_not(recipe: Recipe, task: Task, family: str) -> str:
             recipe.cache == "in-place"
             and replace(recipe, offline=False, external=False, block_size=32) != _in_place(recipe)
         ),
-        f"{name} is not made: Optimum's quantizer cannot type the nodes that its optimizer fuses; offline=true fuses "
-        "after quantizing": recipe.int8 and recipe.optimize in ("O2", "O3"),
+        f"{name}: max_drop names nodes of the graph as exported, and optimize={recipe.optimize} fuses them: "
+        "offline=true fuses after quantizing": recipe.max_drop is not None and recipe.optimize in ("O2", "O3"),
         f"length={recipe.length} is for texts that are read whole, not for {task}": recipe.length is not None
         and (cached or images),
         f"vocabulary=task is for texts, not for {task}": recipe.vocabulary == "task" and images,

@@ -1,16 +1,14 @@
 """Accuracy-guarded quantization: which nodes must stay in fp32 so that int8 loses no more than allowed.
 
-An evaluation runs all val rows; everything else rests on a simulation on a few inputs (`sensitivity`). Noise in the
-logits costs accuracy in proportion to its energy E while it is small, and no more than a guess when it is large, so a
-measured drop D says what the drop is elsewhere: D * s(E') / s(E), with s(E) = E / (1 + E). That prediction chooses
-what to evaluate; what is said of the result is measured.
+`guard` measures all int8, then what it keeps in fp32 by simulation (`guard_search`), and stops a graph as soon as it
+has failed (`stopping`). `confirm` is the sentence that rows without a part in this allow.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,15 @@ import numpy as np
 
 from edgewise.errors import DataError, PlanError
 from edgewise.exporter.against_fp32 import drop_bound
+from edgewise.exporter.guard_search import Quantize, Search, Trial, give_back, shorten
 from edgewise.exporter.quantize import check_keep, kept_nodes
-from edgewise.exporter.sensitivity import Part, Simulation, simulate
+from edgewise.exporter.sensitivity import Part, simulate, weights_in_int8
+from edgewise.exporter.stopping import Reference, Score
 from edgewise.paired import normal_quantile, paired_drop, words_for_drop
 from edgewise.types import Recipe
 
 LEVEL = 0.95
 """Of the bounds; one-sided."""
-_WORTH = 0.01
-"""Share of what all parts together cost below which giving less away is worth no further evaluation."""
-_AIM = 0.75
-"""Share of the allowed drop that the first guess aims for; halved with each guess that fails."""
-
-Quantize = Callable[[tuple[str, ...]], Path]
-"""(names of nodes to keep in fp32) -> the graph; each call a path of its own."""
-Score = Callable[[Path], Sequence[float]]
-"""Graph -> the score of each val row: 1 or 0 for right or wrong. NaN where a row has none."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One int8 graph that was evaluated."""
-
-    keep: tuple[str, ...]
-    drop: float
-    """Mean score of fp32 less that of this graph; 0.005 is half a point of accuracy."""
-    given: float
-    """What keeping costs: bytes, or what the `cost` callable counts in."""
-    within: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,9 @@ class Guarded:
     given: float
     """What keeping costs: bytes, or what the `cost` callable counts in."""
     evaluations: int
-    """Runs over all val rows, that of fp32 included."""
+    """Graphs that val rows were run on, fp32 included."""
+    rows_run: int
+    """Val rows run in all of them: a graph is stopped once it has failed."""
     tried: tuple[Trial, ...]
     """In the order of evaluation; the first is all int8."""
     met: bool
@@ -81,21 +62,25 @@ def guard(
     graph: Path,
     recipe: Recipe,
     quantize: Quantize,
+    reference: Reference,
     score: Score,
     feeds: Sequence[Mapping[str, np.ndarray]],
     *,
     max_drop: float,
     max_evaluations: int = 12,
     cost: Callable[[Part], float] | None = None,
+    joined: Callable[[Path], Path] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Guarded:
     """Find the nodes to keep in fp32 so that the mean score drops by at most `max_drop` against the fp32 `graph`.
 
     recipe: the int8 recipe that `quantize` makes; nodes that it keeps itself are not given back.
+    reference: what the fp32 graph scores on the val rows, which counts as an evaluation.
     feeds: sample inputs of the graph, from rows of train; 16 to 32 tell weights apart.
     max_drop: in the unit of the score; of accuracy 0.005 is half a point.
-    max_evaluations: runs over all val rows, with that of fp32. The last one is kept for the most fp32 there is.
+    max_evaluations: graphs that val rows are run on, fp32 included. The last one is kept for the most fp32 there is.
     cost: what keeping a part gives away (milliseconds, say); bytes unless given.
+    joined: what `quantize` gives -> all its weights in one graph as `graph` has them, where that is another file.
 
     Raises PlanError for a recipe that is not int8, a limit that cannot be, or a keep suffix that no node has; DataError
     for scores that do not pair up.
@@ -107,161 +92,36 @@ def guard(
     if max_evaluations < 2:
         raise PlanError(f"max_evaluations is {max_evaluations}; fp32 and int8 alone take 2")
     check_keep([graph], recipe.keep)
-    search = _Search(quantize, score, max_drop, max_evaluations, np.asarray(score(graph), dtype=np.float64), say)
-    if not search.evaluate(frozenset()).within and search.left > 0:
-        search.order(simulate(graph, search.graphs[frozenset()], feeds), cost)
-        _shorten(search)
-        _give_back(search)
-    return _result(graph, search)
+    search = Search(quantize, score, reference, max_drop, max_evaluations, say)
+    within = search.evaluate(frozenset()).within
+    int8 = search.graphs[frozenset()]
+    int8 = joined(int8) if joined else int8
+    if not within and search.left > 0:
+        search.order(simulate(graph, int8, feeds), cost)
+        shorten(search)
+        give_back(search)
+    return _result(graph, int8, search)
 
 
-@dataclass
-class _Search:
-    """What is known so far. Sets of parts kept in fp32 are by number."""
-
-    quantize: Quantize
-    score: Score
-    max_drop: float
-    max_evaluations: int
-    reference: np.ndarray
-    say: Callable[[str], None] | None
-    evaluations: int = 1
-    """fp32 was the first."""
-    trials: dict[frozenset[int], Trial] = field(default_factory=dict)
-    graphs: dict[frozenset[int], Path] = field(default_factory=dict)
-    scores: dict[frozenset[int], np.ndarray] = field(default_factory=dict)
-    energies: dict[frozenset[int], float] = field(default_factory=dict)
-    simulation: Simulation | None = None
-    costs: tuple[float, ...] = ()
-    ranked: tuple[int, ...] = ()
-    """Parts, those first that take the most error away for what they cost."""
-
-    @property
-    def left(self) -> int:
-        return self.max_evaluations - self.evaluations
-
-    def order(self, simulation: Simulation, cost: Callable[[Part], float] | None) -> None:
-        parts = simulation.parts
-        self.simulation = simulation
-        self.costs = tuple(float(cost(p)) if cost else float(p.given) for p in parts)
-        worth = [simulation.error((i,)) / max(self.costs[i], 1e-12) for i in range(len(parts))]
-        # Six digits: the order must not hang on the last bit of a sum.
-        self.ranked = tuple(sorted(range(len(parts)), key=lambda i: (-float(f"{worth[i]:.6g}"), parts[i].nodes)))
-
-    def prefix(self, count: int) -> frozenset[int]:
-        return frozenset(self.ranked[:count])
-
-    def given(self, kept: Collection[int]) -> float:
-        return sum(self.costs[i] for i in sorted(kept))
-
-    def names(self, kept: Collection[int]) -> tuple[str, ...]:
-        return tuple(n for i in sorted(kept) for n in self.simulation.parts[i].nodes) if self.simulation else ()
-
-    def evaluate(self, kept: frozenset[int]) -> Trial:
-        if kept in self.trials:
-            return self.trials[kept]
-        names = self.names(kept)
-        if self.say:
-            self.say(f"evaluate with {len(names)} nodes in fp32" if names else "evaluate int8")
-        path = self.quantize(names)
-        scores = np.asarray(self.score(path), dtype=np.float64)
-        self.evaluations += 1
-        drop = float(_differences(self.reference, scores).mean())
-        self.graphs[kept], self.scores[kept] = path, scores
-        self.trials[kept] = Trial(names, drop, self.given(kept), drop <= self.max_drop + 1e-12)
-        return self.trials[kept]
-
-    def strength(self, kept: frozenset[int]) -> float:
-        """s(E) of the simulated error with these parts in fp32 and the others in int8: 0 to 1."""
-        assert self.simulation is not None
-        if kept not in self.energies:
-            others = frozenset(range(len(self.simulation.parts))) - kept
-            self.energies[kept] = self.simulation.error(others)
-        energy = self.energies[kept]
-        return energy / (1 + energy) if math.isfinite(energy) else 1.0
-
-    def predicted(self, kept: frozenset[int]) -> float:
-        """The drop to expect, from the measured failure whose simulated error is nearest above."""
-        failed = [k for k, t in self.trials.items() if not t.within]
-        nearest = min(failed, key=lambda k: (self.strength(k), -self.trials[k].drop))
-        return self.trials[nearest].drop * self.strength(kept) / max(self.strength(nearest), 1e-30)
-
-
-def _shorten(search: _Search) -> None:
-    """Find a short prefix of the ranked parts with which the drop is allowed."""
-    low, high, aim = 0, len(search.ranked), _AIM * search.max_drop  # low fails; high, all in fp32, needs no proof
-    found = False
-    while search.left > 0 and high - low > 1:
-        count = _shorter(search, low, high) if found else _reach(search, low, high, aim)
-        if not found and search.left == 1:
-            count = high - 1
-        if count is None:
-            return
-        if search.evaluate(search.prefix(count)).within:
-            high, found = count, True
-        else:
-            low, aim = count, aim / 2
-
-
-def _reach(search: _Search, low: int, high: int, aim: float) -> int:
-    """The shortest prefix between the two whose predicted drop is at most `aim`; the longest where none is."""
-    below, above = low, high - 1
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (below, middle) if search.predicted(search.prefix(middle)) <= aim else (middle, above)
-    return above
-
-
-def _shorter(search: _Search, low: int, high: int) -> int | None:
-    """A prefix that gives away about half of what is between the two, and longer where the prediction asks for it.
-
-    None where no prefix promises to be allowed, or where too little is at stake.
-    """
-    start, end = (search.given(search.prefix(count)) for count in (low, high))
-    if end - start <= _WORTH * sum(search.costs):
-        return None
-    middle = min(range(low + 1, high), key=lambda c: abs(search.given(search.prefix(c)) - (start + end) / 2))
-    count = max(middle, _reach(search, low, high, search.max_drop))
-    return count if search.predicted(search.prefix(count)) <= search.max_drop else None
-
-
-def _give_back(search: _Search) -> None:
-    """Turn kept parts back to int8, the costliest first, where the prediction allows it and the evaluation agrees."""
-    kept = _best(search)
-    if kept is None:
-        return
-    for part in sorted(kept, key=lambda i: (-search.costs[i], i)):
-        less = kept - {part}
-        if search.left <= 0 or search.costs[part] < _WORTH * sum(search.costs):
-            return
-        if less not in search.trials and search.predicted(less) <= search.max_drop and search.evaluate(less).within:
-            kept = less
-
-
-def _best(search: _Search) -> frozenset[int] | None:
-    """Of what keeps the allowed drop, that which gives the least away."""
-    good = [k for k, t in search.trials.items() if t.within]
-    return min(good, key=lambda k: (search.trials[k].given, search.trials[k].drop)) if good else None
-
-
-def _result(graph: Path, search: _Search) -> Guarded:
-    best = _best(search)
+def _result(graph: Path, int8: Path, search: Search) -> Guarded:
+    best, reference = search.best, search.reference
     # Not met: the least drop that was seen, with the most in fp32 where two are equal.
-    kept = min(search.trials, key=lambda k: (search.trials[k].drop, -len(k))) if best is None else best
+    kept = min(search.trials, key=lambda k: (search.seen[k].expected, -len(k))) if best is None else best
+    search.finish(kept)
     trial = search.trials[kept]
-    differences = _differences(search.reference, search.scores[kept])
-    fp32 = float(search.reference[~np.isnan(search.reference)].mean())
+    differences = (reference.scores - search.seen[kept].scores)[reference.order]
     values: dict[str, Any] = {
         "keep": trial.keep,
         "graph": search.graphs[kept],
         "drop": trial.drop,
-        "drop_relative": trial.drop / fp32 if fp32 else 0.0,
+        "drop_relative": trial.drop / reference.mean if reference.mean else 0.0,
         "bound": _bound(differences),
-        "fp32": fp32,
+        "fp32": reference.mean,
         "rows": len(differences),
-        "share_int8": share_of_int8(graph, search.graphs[frozenset()], trial.keep),
+        "share_int8": share_of_int8(graph, int8, trial.keep),
         "given": trial.given,
         "evaluations": search.evaluations,
+        "rows_run": search.rows_run,
         "tried": tuple(search.trials.values()),
         "met": best is not None,
     }
@@ -273,19 +133,17 @@ def share_of_int8(graph: Path, int8: Path, keep: Sequence[str]) -> float:
 
     int8: the graph in which all that can be is int8.
     """
-    from edgewise.exporter.sensitivity import weights_in_int8
-
     numbers, total = weights_in_int8(graph, int8, kept_nodes(graph, keep))
     return numbers / total if total else 0.0
 
 
-def _words(found: Mapping[str, Any], search: _Search) -> str:
+def _words(found: Mapping[str, Any], search: Search) -> str:
     seen = (
         f"the score drops by {100 * found['drop']:.2f} points ({found['drop_relative']:.2%} of fp32's "
         f"{100 * found['fp32']:.2f}) on {found['rows']:,} val rows, at most {100 * found['bound']:.2f} at {LEVEL:.0%}"
     )
     share = f"{found['share_int8']:.1%} of the weights in int8, {len(found['keep'])} nodes in fp32"
-    tries = f"{found['evaluations']} evaluations"
+    tries = f"{found['evaluations']} evaluations, {found['rows_run']:,} val rows run"
     if found["met"]:
         return f"Within {100 * search.max_drop:g} points on val: {seen}; {share}; {tries}."
     most = len(search.ranked) - 1
@@ -307,15 +165,17 @@ def confirm(score_fp32: Sequence[float], score_int8: Sequence[float], max_drop: 
     if _is_right_or_wrong(drop):
         lost, gained = int((drop > 0).sum()), int((drop < 0).sum())
         return words_for_drop(paired_drop(lost, gained, len(drop), LEVEL), 100 * max_drop)
-    mean, bound = float(drop.mean()), _bound(drop)
-    seen = f"the score drops by {mean:.4f} on {len(drop):,} rows, at most {bound:.4f} at {LEVEL:.0%}"
-    if bound <= max_drop:
-        return f"Within {max_drop:g} of fp32: {seen}."
-    if mean >= max_drop:
-        return f"Not shown to be within {max_drop:g} of fp32: {seen}; more rows would not show it."
-    needed = math.ceil((normal_quantile(LEVEL) * float(drop.std(ddof=1)) / (max_drop - mean)) ** 2)
+    mean, bound, limit = 100 * float(drop.mean()), 100 * _bound(drop), 100 * max_drop
+    seen = f"the score drops by {mean:.2f} points on {len(drop):,} rows, at most {bound:.2f} at {LEVEL:.0%}"
+    if bound <= limit:
+        return f"Within {limit:g} points of fp32: {seen}."
+    if mean >= limit:
+        return f"Not shown to be within {limit:g} points of fp32: {seen}; more rows would not show it."
+    needed = math.ceil((normal_quantile(LEVEL) * 100 * float(drop.std(ddof=1)) / (limit - mean)) ** 2)
     more = max(1, needed - len(drop))
-    return f"Not shown to be within {max_drop:g} of fp32: {seen}; about {more:,} more rows would, if the drop stays."
+    return (
+        f"Not shown to be within {limit:g} points of fp32: {seen}; about {more:,} more rows would, if the drop stays."
+    )
 
 
 def _differences(fp32: np.ndarray, int8: np.ndarray) -> np.ndarray:
@@ -324,7 +184,7 @@ def _differences(fp32: np.ndarray, int8: np.ndarray) -> np.ndarray:
         raise DataError(f"fp32 has {fp32.shape} scores and int8 {int8.shape}; expected one a row, of the same rows")
     found: np.ndarray = (fp32 - int8)[~np.isnan(fp32 - int8)]
     if not len(found):
-        raise DataError(f"none of the {len(fp32)} val rows has a score: are they labelled?")
+        raise DataError(f"none of the {len(fp32)} rows has a score: are they labelled?")
     return found
 
 

@@ -2,58 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgewise.data import Row
 from edgewise.errors import ParityError
 from edgewise.exporter.base import Base
 from edgewise.exporter.forms import Made, Say, finish_graphs, half_feeds, make_graphs
 from edgewise.exporter.guard import Guarded, confirm, guard
+from edgewise.exporter.guard_rows import Judge, fp32_reference, guard_judge, measure_of, scorer
+from edgewise.exporter.joined import join
 from edgewise.exporter.proof import Validation
+from edgewise.exporter.quantize import calibrated_once
+from edgewise.exporter.sessions import first_feeds, open_graphs
 from edgewise.types import Recipe
 
 _POINTS = 100
 _FEEDS = 32
+_JOINED = "joined.onnx"
 
 
 def make_guarded(recipe: Recipe, work: Path, calibration: Sequence[Row], validation: Validation, say: Say) -> Made:
     """Make the graphs of a resolved int8 recipe whose `max_drop` is set, in folders under `work`.
 
     The recipe that comes back names the nodes kept in fp32; its notes tell what was found, and what the rows of confirm
-    say of it, which are looked at once, at the end. Raises ParityError where no graph keeps the allowed drop.
+    say of it, which are looked at once, at the end. Raises ParityError where no graph keeps the allowed drop, DataError
+    where val rows have nothing that is right or wrong.
     """
     base, number = validation.base, count()
     assert recipe.max_drop is not None
     plain = replace(recipe, max_drop=None, length=None, offline=False, external=False)
+    judge = guard_judge(base.task, validation.problem_type, validation.chosen)
+    two = base.task == "text2text-generation"
 
     def quantize(keep: tuple[str, ...]) -> Path:
         place = work / f"trial-{next(number)}"
         place.mkdir()
         return make_graphs(plain, base, place, calibration, say, keep).folder / "model.onnx"
 
-    def score(graph: Path) -> Any:
-        if graph.parent == base.folder:
-            return validation.fp32.scores
-        return validation.outcomes(graph.parent, validation.chosen).scores
-
-    found = guard(
-        base.folder / "model.onnx",
-        plain,
-        quantize,
-        score,
-        half_feeds(base)["model.onnx"][:_FEEDS],
-        max_drop=recipe.max_drop / _POINTS,
-        say=say,
-    )
+    say("evaluate fp32")
+    whole = validation.against or validation
+    with calibrated_once():
+        found = guard(
+            join(base.folder, work / _JOINED) if two else base.folder / "model.onnx",
+            plain,
+            quantize,
+            fp32_reference(whole.base.folder, base.task, whole.chosen, judge),
+            scorer(base.task, validation.chosen, judge),
+            _feeds(base),
+            max_drop=recipe.max_drop / _POINTS,
+            joined=(lambda graph: join(graph.parent, graph.with_name(_JOINED))) if two else None,
+            say=say,
+        )
     if not found.met:
         raise ParityError(found.words)
     folder = finish_graphs(recipe, found.graph.parent, base.task, work, say)
-    notes = {"guard": {**_told(found), **_confirmed(found, base, validation, recipe.max_drop)}}
+    told = {"measure": measure_of(base.task, validation.problem_type), **_told(found)}
+    notes = {"guard": {**told, **_confirmed(found, validation, judge, recipe.max_drop)}}
     return Made(folder, replace(recipe, keep=(*recipe.keep, *found.keep)), notes)
+
+
+def _feeds(base: Base) -> list[Mapping[str, np.ndarray]]:
+    """Sample inputs, one row each, of the one graph that is simulated; of two that are joined, what they read from
+    outside."""
+    if base.cases:
+        return half_feeds(base)["model.onnx"][:_FEEDS]
+    rows = [probe.feeds for probe in base.probes if probe.name.startswith("row")][:_FEEDS]
+    if base.task == "text2text-generation":
+        return rows
+    graphs = open_graphs(base.folder, base.task)
+    return [first_feeds(graphs, feeds)[0]["model.onnx"] for feeds in rows]
 
 
 def _told(found: Guarded) -> dict[str, Any]:
@@ -66,20 +89,27 @@ def _told(found: Guarded) -> dict[str, Any]:
         "given_away_bytes": found.given,
         "evaluations": found.evaluations,
         "rows": found.rows,
+        "rows_run": found.rows_run,
         "drop": _POINTS * found.drop,
         "drop_relative": found.drop_relative,
         "drop_at_most": _POINTS * found.bound,
         "tried": [
-            {"kept": len(t.keep), "drop": _POINTS * t.drop, "given_away_bytes": t.given, "within": t.within}
+            {
+                "kept": len(t.keep),
+                "drop": _POINTS * t.drop,
+                "stopped_after": t.rows if t.stopped else None,
+                "given_away_bytes": t.given,
+                "within": t.within,
+            }
             for t in found.tried
         ],
     }
 
 
-def _confirmed(found: Guarded, base: Base, validation: Validation, points: float) -> dict[str, str]:
-    chosen = validation.confirm_examples()
+def _confirmed(found: Guarded, validation: Validation, judge: Judge, points: float) -> dict[str, str]:
+    whole, task, chosen = validation.against or validation, validation.base.task, validation.confirm_examples()
     if not chosen:
         return {}
-    fp32 = validation.outcomes(base.folder, chosen).scores
-    int8 = validation.outcomes(found.graph.parent, chosen).scores
-    return {"confirmed": confirm(fp32.tolist(), int8.tolist(), points / _POINTS)}
+    fp32 = fp32_reference(whole.base.folder, task, whole.confirm_examples(), judge).scores
+    int8 = scorer(task, chosen, judge)(found.graph, range(len(chosen)))
+    return {"confirmed": confirm(fp32.tolist(), list(int8), points / _POINTS)}

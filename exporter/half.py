@@ -11,6 +11,7 @@ import numpy as np
 
 from edgewise.errors import DataError, PlanError
 from edgewise.exporter.external import save_external, save_graph, subgraphs, weights
+from edgewise.exporter.fused import element_types
 from edgewise.exporter.sessions import Feeds, positions
 from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
 
@@ -133,7 +134,7 @@ def _peaks(graph: Path, feeds: Sequence[Feeds]) -> dict[str, float]:
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    names = [name for name, kind in _types(graph).items() if kind == "tensor(float)"]
+    names = [name for name, kind in element_types(graph).items() if kind == onnx.TensorProto.FLOAT]
     outputs = []
     for i, name in enumerate(names):
         model.graph.node.extend(_peak_nodes(name, i))
@@ -143,7 +144,7 @@ def _peaks(graph: Path, feeds: Sequence[Feeds]) -> dict[str, float]:
     model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in constants.items())
     del model.graph.output[:]
     model.graph.output.extend(outputs)
-    session = _session(_beside(graph, "peaks.onnx", model), optimized=True)
+    session = _session(_beside(graph, "peaks.onnx", model))
     given = [_complete(session, f) for f in feeds]
     found = [np.array(session.run(None, f), np.float32) for f in given]
     return dict(zip(names, np.max(found, axis=0).tolist(), strict=True))
@@ -174,25 +175,12 @@ def _peak_nodes(name: str, i: int) -> list[Any]:
     ]
 
 
-def _types(graph: Path) -> dict[str, str]:
-    """Type of each tensor that a node gives, by onnxruntime's own inference, which knows its own node types."""
-    import onnx
-
-    model = onnx.load(graph, load_external_data=False)
-    del model.graph.output[:]
-    names = [name for n in model.graph.node for name in n.output if name]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(_beside(graph, "types.onnx", model), optimized=False)
-    return {o.name: o.type for o in session.get_outputs()}
-
-
-def _session(graph: Path, optimized: bool) -> Any:
+def _session(graph: Path) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
@@ -214,7 +202,7 @@ def _complete(session: Any, feeds: Feeds) -> dict[str, np.ndarray]:
 
 def _decoder_feeds(source: Path, feeds: Sequence[Feeds]) -> dict[str, list[Mapping[str, np.ndarray]]]:
     """Inputs of the encoder and of both decoders, from the answers of those before them."""
-    encoder, decoder = (_session(source / name, optimized=True) for name in (ENCODER, DECODER))
+    encoder, decoder = (_session(source / name) for name in (ENCODER, DECODER))
     found: dict[str, list[Mapping[str, np.ndarray]]] = {ENCODER: [], DECODER: [], DECODER_WITH_PAST: []}
     for given in feeds:
         read = {name: given[name] for name in ("input_ids", "attention_mask")}

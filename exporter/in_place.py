@@ -10,7 +10,6 @@ Source: onnxruntime's ContribOperators.md (GroupQueryAttention), and builder.py 
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
 import sys
@@ -24,6 +23,7 @@ import onnxruntime as ort
 
 from edgewise.errors import CheckpointError, EdgewiseError, ParityError, PlanError, need_extra
 from edgewise.exporter.checkpoint import Checkpoint, read_checkpoint
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.sessions import session_options
 
 InPlacePrecision = Literal["fp32", "int4"]
@@ -123,7 +123,7 @@ def _run_builder(source: Checkpoint, place: Path) -> Path:
             None, str(source.path.resolve()), str(folder), "fp32", "cpu", str(place / "cache"),
             hf_token="false", hf_remote=False,
         )  # fmt: skip
-    gc.collect()  # the builder's model and PyTorch's refer to each other, and would stay in memory
+    free_memory()  # the builder's model and PyTorch's refer to each other, and would stay in memory
     return folder / "model.onnx"
 
 

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgewise.exporter.fused import with_types
+
 
 def is_apart(graph: Path) -> bool:
     """True where a graph's weights are in a file beside it."""
@@ -25,7 +27,8 @@ def with_shapes(graph: Path) -> Path:
     from onnxruntime.quantization.quant_utils import add_infer_metadata
 
     made = graph.with_name(f"shapes_{graph.name}")
-    onnx.shape_inference.infer_shapes_path(str(graph), str(made))
+    with with_types(graph) as typed:
+        onnx.shape_inference.infer_shapes_path(str(typed), str(made))
     model = onnx.load(made, load_external_data=False)
     add_infer_metadata(model)
     made.write_bytes(model.SerializeToString())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgewise.bundle import Bundle, Golden
+from edgewise.bundle import Bundle
 from edgewise.data import Row
 from edgewise.errors import ParityError
 from edgewise.exporter.tolerance import judge, tolerance
@@ -150,12 +150,6 @@ def agreement(got: np.ndarray, wanted: np.ndarray, problem_type: str | None) -> 
     else:
         same = (got.argmax(-1) == wanted.argmax(-1)).astype(float)
     return same
-
-
-def golden_answers(model: TextClassifier, cases: Sequence[Case]) -> tuple[Golden, ...]:
-    """The first eight single inputs with this bundle's own answers."""
-    singles = [c.items[0] for c in cases if len(c.items) == 1]
-    return tuple(model.golden(item) for item in singles[:GOLDEN_ROWS])
 
 
 def loads_in(bundle: Bundle, model: TextClassifier, cases: Sequence[Case]) -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""One vector a text or an image, out of the hidden states of its tokens."""
+"""Which pooling makes one vector of a text or an image out of its hidden states; the maths is the runtime's."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from edgewise.errors import CheckpointError
+from edgewise.runtime.pooling import POOLINGS, Pooling, pool
 from edgewise.types import Task
 
-Pooling = Literal["mean", "cls", "last"]
-"""Mean of the real tokens, the first token, or the last real one."""
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+__all__ = ["POOLINGS", "Pooling", "cosine", "pool", "read_pooling"]
 
 _MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -22,20 +21,6 @@ _MODES: dict[str, Pooling] = {
 }
 """How sentence-transformers names them in 1_Pooling/config.json."""
 _DECODERS = ("gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "phi", "gemma", "opt")
-
-
-def pool(states: np.ndarray, counts: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """float32 [batch, n] of hidden states [batch, length, n]; counts: bool [batch, length], what is no padding."""
-    if pooling == "cls":
-        found: np.ndarray = states[:, 0]
-        return found
-    if pooling == "last":
-        last = counts.shape[1] - 1 - counts[:, ::-1].argmax(1)
-        found = states[np.arange(len(states)), last]
-    else:
-        weights = counts[..., None].astype(states.dtype)
-        found = (states * weights).sum(1) / np.maximum(1, weights.sum(1))
-    return found
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -13,8 +13,10 @@ from edgewise.prompting import PARAMETER
 from edgewise.sources import PROCESSOR
 from edgewise.types import IMAGE_TASKS, Task
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What a bundle keeps of a tokenizer: tokenizer.json holds the vocabulary, so vocab.txt would be a second copy."""
+MORE_TEMPLATES = "additional_chat_templates"
+"""The folder of a tokenizer with several chat templates; its default one stands in chat_template.jinja."""
 
 
 def write_preprocessor(source: Path, folder: Path, task: Task) -> None:
@@ -39,7 +41,7 @@ def write_tokenizer(source: Path, folder: Path, task: Task = "text-classificatio
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = padding_side(task)
     written = tokenizer.save_pretrained(folder)
     for file in map(Path, written):
-        if file.name not in TOKENIZER_FILES:
+        if file.name not in TOKENIZER_FILES and file.parent.name != MORE_TEMPLATES:
             file.unlink(missing_ok=True)
 
 

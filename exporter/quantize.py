@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +15,7 @@ from typing import Any, Literal
 from edgewise.data import Row
 from edgewise.errors import DataError, PlanError
 from edgewise.exporter.external import save_external
+from edgewise.exporter.fused import ATTENTION, quantize_attention, with_types
 from edgewise.exporter.lean_quantize import bring_in, is_apart, weights_on_demand, with_shapes
 from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
 from edgewise.types import Recipe
@@ -21,6 +25,9 @@ _CALIBRATION_LENGTH = 128
 
 Columns = Callable[[Sequence[Row], Sequence[str]], dict[str, list[Any]]]
 """Rows as the named inputs of a graph."""
+
+_RANGES: ContextVar[dict[str, Any] | None] = ContextVar("ranges", default=None)
+"""Ranges of activations by file name of the fp32 graph, while `calibrated_once` holds."""
 
 Preset = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
 
@@ -101,7 +108,8 @@ def quantize_seq2seq(source: Path, out: Path, recipe: Recipe) -> Path:
 def _quantize(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], columns: Columns | None) -> Path:
     graph = _untied(graph, out.parent / "untied")
     if not is_apart(graph) or recipe.precision == "int8-static":
-        return _run_quantizer(graph, out, recipe, rows, columns)
+        with with_types(graph) as typed:
+            return _run_quantizer(typed, out, recipe, rows, columns).replace(out / graph.name)
     shaped = with_shapes(graph)
     with weights_on_demand(graph.parent):
         made = _run_quantizer(shaped, out, recipe, rows, columns)
@@ -113,24 +121,42 @@ def _quantize(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], colum
 def _run_quantizer(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], columns: Columns | None) -> Path:
     from optimum.onnxruntime import ORTQuantizer
 
-    quantizer = ORTQuantizer.from_pretrained(graph.parent, file_name=graph.name)
     static = recipe.precision == "int8-static"
     config = _config(recipe, kept_nodes(graph, recipe.keep) + _products_without_weights(graph), static)
-    ranges = None
+    source, ranges = graph, None
     if static:
         if not rows or columns is None:
             raise DataError(
                 "int8-static needs rows to calibrate with, and there are none: give --data, or take int8-dynamic"
             )
-        ranges = quantizer.fit(
-            dataset=_calibration_dataset(rows[: recipe.calibration_rows], columns, graph),
-            calibration_config=_calibration(recipe, len(rows)),
-            onnx_augmented_model_name=str(out.parent / "augmented_model.onnx"),
-            operators_to_quantize=config.operators_to_quantize,
-        )
-        (out.parent / "augmented_model.onnx").unlink(missing_ok=True)
+        known = _RANGES.get()
+        ranges = None if known is None else deepcopy(known.get(graph.name))  # the quantizer adjusts what it is given
+        if ranges is None:
+            ranges = ORTQuantizer.from_pretrained(graph.parent, file_name=graph.name).fit(
+                dataset=_calibration_dataset(rows[: recipe.calibration_rows], columns, graph),
+                calibration_config=_calibration(recipe, len(rows)),
+                onnx_augmented_model_name=str(out.parent / "augmented_model.onnx"),
+                operators_to_quantize=[*config.operators_to_quantize, ATTENTION],
+            )
+            (out.parent / "augmented_model.onnx").unlink(missing_ok=True)
+            if known is not None:
+                known[graph.name] = deepcopy(ranges)
+        source = quantize_attention(graph, out.parent / "attention", config, ranges)
+    quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
     quantizer.quantize(save_dir=out, file_suffix="", quantization_config=config, calibration_tensors_range=ranges)
     return out / graph.name
+
+
+@contextmanager
+def calibrated_once() -> Iterator[None]:
+    """While this holds, int8-static finds the ranges of a graph once: they are those of the fp32 graph, whatever is
+    kept in fp32. For one graph, quantized again and again with the same rows and the same options but `keep`.
+    """
+    before = _RANGES.set({})
+    try:
+        yield
+    finally:
+        _RANGES.reset(before)
 
 
 def check_keep(graphs: Sequence[Path], suffixes: Sequence[str]) -> None:

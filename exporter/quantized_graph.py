@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgewise.exporter.plain_graph import inner_nodes, take_apart
 from edgewise.exporter.saturating import Pairs, heavy_pairs
 
 if TYPE_CHECKING:
     import onnx
 
-_CLOSED = {"QAttention", "QGemm", "ConvInteger", "QLinearConv", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"}
-"""Operators with int8 weights inside whose products are not emulated."""
-_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", *_CLOSED}
+_PRODUCTS = {
+    "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QAttention", "QGemm",
+    "ConvInteger", "QLinearConv", "DynamicQuantizeLSTM",
+}  # fmt: skip
+"""Operators with int8 products inside; the last three are not emulated."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,12 @@ class Product:
 def read_products(model: onnx.ModelProto) -> tuple[list[Product], str]:
     """The products that can be emulated, and what stands in closed operators or branches, in words ('' for nothing).
 
-    In `model`, Constant nodes become initializers, and nodes that ONNX Runtime fused the plain ones they stand for.
+    `model` is changed: what is fused is taken apart (`plain_graph.take_apart`).
     """
     from onnx.numpy_helper import to_array
 
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = model.graph.initializer.add()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-        else:
-            nodes += _unfused(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    take_apart(model)
+    nodes = list(model.graph.node)
     constants = {i.name: i for i in model.graph.initializer}
     makers = {name: node for node in nodes for name in node.output}
 
@@ -87,34 +82,10 @@ def read_products(model: onnx.ModelProto) -> tuple[list[Product], str]:
     found = [p for node in nodes if (p := _read_product(node, makers, constant)) is not None]
     outputs = {p.output for p in found}
     unseen = [n for n in nodes if n.op_type in _PRODUCTS and n.output[0] not in outputs]
-    inside = [n for node in nodes for n in _inner(node) if n.op_type in _PRODUCTS]
+    inside = [n for node in nodes for n in inner_nodes(node) if n.op_type in _PRODUCTS]
     why = [f"{len(unseen)} in {', '.join(sorted({n.op_type for n in unseen}))} nodes"] if unseen else []
     why += [f"{len(inside)} in branches (If, Loop)"] if inside else []
     return found, f"int8 products that are not looked into: {' and '.join(why)}" if why else ""
-
-
-def _unfused(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The node, or what ONNX Runtime fused into it: quantization of the input or the output beside the product."""
-    from onnx.helper import make_node
-
-    given, domain = list(node.input), "com.microsoft"
-    if node.op_type == "DynamicQuantizeMatMul":
-        a, b, scale, zero, bias = [*given, "", ""][:5]
-        parts = [f"{node.output[0]}_{part}" for part in ("quantized", "scale", "zero_point")]
-        product = [parts[0], b, parts[1], scale, parts[2], zero, bias]
-        return [
-            make_node("DynamicQuantizeLinear", [a], parts),
-            make_node("MatMulIntegerToFloat", product, node.output, node.name, domain=domain),
-        ]
-    if node.op_type == "QLinearMatMul":
-        a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = given
-        inner = f"{node.output[0]}_float"
-        product = [a, b, a_scale, b_scale, a_zero, b_zero]
-        return [
-            make_node("MatMulIntegerToFloat", product, [inner], node.name, domain=domain),
-            make_node("QuantizeLinear", [inner, y_scale, y_zero], node.output),
-        ]
-    return [node]
 
 
 def _read_product(
@@ -179,21 +150,3 @@ def _make(
         node.name or node.output[0], node.output[0], name, zero, w.T if turned else w, zeros, qdq,
         signed and not qdq, a_scale, None if scale is None else scale.reshape(-1), bias,
     )  # fmt: skip
-
-
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a node's subgraphs, at any depth."""
-    for attribute in node.attribute:
-        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-            for inner in graph.node:
-                yield inner
-                yield from _inner(inner)
-
-
-def values_read(node: onnx.NodeProto) -> set[str]:
-    """Values that a node reads, those of the outer graph that its branches read included."""
-    names = set(node.input).union(*(inner.input for inner in _inner(node)))
-    for attribute in node.attribute:
-        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-            names |= {output.name for output in graph.output}
-    return names - {""}

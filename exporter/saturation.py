@@ -22,13 +22,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgewise.errors import InputError
+from edgewise.exporter.plain_graph import conditions, take_branches
 from edgewise.exporter.quantized_graph import Product, read_products
 from edgewise.exporter.staged_graph import StagedGraph, counted_sums, exact_sums
 
@@ -51,6 +53,8 @@ class Saturation:
     """Matrix products in int8 with constant weights that were looked at."""
     saturated_share: float = 0.0
     """Of all sums of two products, those beyond int16, from 0 to 1."""
+    sums: int = 0
+    """Sums of two products that were looked at."""
     by_node: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Node name -> its share, the largest first; nodes without any are left out."""
     largest_output_difference: float = 0.0
@@ -81,24 +85,74 @@ def saturation(graph: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, labels
     model = onnx.load(graph)
     if model.ByteSize() > _LARGEST:
         return Saturation(False, f"{graph.name} has {model.ByteSize() / 1e9:.1f} GB: too large to be cut into pieces")
-    products, why = read_products(model)
+    chosen = [_branches(model, feed) for feed in feeds]
+    views = {known: _View.of(take_branches(model, dict(known))) for known in dict.fromkeys(chosen or [()])}
+    products = list({p.name: p for view in views.values() for p in view.products}.values())
+    why = "; ".join(dict.fromkeys(view.why for view in views.values() if view.why))
     if not any(p.heavy is not None and len(p.heavy.k) for p in products):
         return Saturation(False, why or _why_not(products), len(products))
     _check_feeds(model, feeds)
-    pieces = StagedGraph(model, products)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     difference, changed, n = 0.0, 0, 0
-    for feed in feeds:
+    for feed, known in zip(feeds, chosen, strict=True):
+        pieces = views[known].pieces
         start = pieces.start(feed)
         exact = pieces.finish(start, exact_sums)
         found = pieces.finish(start, lambda p, a: counted_sums(p, a, counts))
         rows, largest = _compare(exact, found, feed.get("attention_mask"))
         difference, changed, n = max(difference, largest), changed + int(rows.sum()), n + len(rows)
     shares = {name: hit / total for name, (hit, total) in counts.items() if hit}
-    share = sum(hit for hit, _ in counts.values()) / max(1, sum(total for _, total in counts.values()))
+    sums = sum(total for _, total in counts.values())
+    share = sum(hit for hit, _ in counts.values()) / max(1, sums)
     by_node = dict(sorted(shares.items(), key=lambda item: -item[1]))
     advice = _advice(share, difference, changed if labels else None, n)
-    return Saturation(True, why, len(products), share, by_node, difference, changed, n, advice)
+    return Saturation(True, why, len(products), share, sums, by_node, difference, changed, n, advice)
+
+
+def bundle_saturation(graphs: Mapping[Path, Sequence[Mapping[str, np.ndarray]]], *, labels: bool = True) -> Saturation:
+    """What `saturation` says of the graphs of one bundle, each by itself: an encoder, and the decoder that answers.
+
+    graphs: graph -> its feeds, the one that answers last: its inputs are counted. Raises InputError as `saturation`.
+    """
+    found = [saturation(graph, feeds, labels=labels) for graph, feeds in graphs.items()]
+    why, products = "; ".join(dict.fromkeys(f.why for f in found if f.why)), sum(f.products for f in found)
+    seen = [f for f in found if f.applies]
+    if len(found) == 1 or not seen:
+        return replace(found[-1], why=why, products=products)
+    sums = sum(f.sums for f in seen)
+    share = sum(f.saturated_share * f.sums for f in seen) / max(1, sums)
+    by_node = {name: s for f in seen for name, s in f.by_node.items()}
+    by_node = dict(sorted(by_node.items(), key=lambda item: -item[1]))
+    difference, last = max(f.largest_output_difference for f in seen), found[-1]
+    advice = _advice(share, difference, last.changed if labels else None, last.n)
+    return Saturation(True, why, products, share, sums, by_node, difference, last.changed, last.n, advice)
+
+
+@dataclass(frozen=True)
+class _View:
+    """The graph as some inputs run it: of its branches, those that they choose."""
+
+    model: onnx.ModelProto
+    products: Sequence[Product]
+    why: str
+    """What is not looked into."""
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> _View:
+        return cls(model, *read_products(model))
+
+    @cached_property
+    def pieces(self) -> StagedGraph:
+        return StagedGraph(self.model, self.products)
+
+
+_Known = tuple[tuple[str, bool], ...]
+"""Names of inputs that choose a branch, and what they say."""
+
+
+def _branches(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> _Known:
+    given = {name: np.asarray(feed[name]) for name in conditions(model) & feed.keys()}
+    return tuple(sorted((name, bool(value.reshape(-1)[0])) for name, value in given.items() if value.size == 1))
 
 
 def _check_feeds(model: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -174,17 +174,22 @@ def _axis(node: Any) -> int:
 
 
 def _parts(work: _Work) -> tuple[Part, ...]:
-    """Nodes that share a weight (ALBERT's layers do) are one part."""
+    """Nodes that share a weight (ALBERT's layers do) are one part, and so are nodes of which one's name ends in the
+    other's: a suffix keeps both (T5's encoder has /block.0/..., its decoder /decoder/block.0/...)."""
     groups: list[tuple[list[str], set[str]]] = []
     for node in work.fp32.graph.node:
         weights = {name for name in node.input if work.stored_as(name)}
         if node.op_type not in _QUANTIZED or not weights or not node.name:
             continue
-        same = [g for g in groups if g[1] & weights]
-        groups = [g for g in groups if not g[1] & weights]
+        same = [g for g in groups if g[1] & weights or any(_one_suffix(node.name, name) for name in g[0])]
+        groups = [g for g in groups if g not in same]
         names = [name for group in same for name in group[0]]
         groups.append(([*names, node.name], weights.union(*(g[1] for g in same))))
     return tuple(Part(tuple(names), sum(work.count(w) for w in weights)) for names, weights in groups)
+
+
+def _one_suffix(one: str, other: str) -> bool:
+    return one.endswith(other) or other.endswith(one)
 
 
 def _rewrite(work: _Work) -> dict[str, frozenset[int]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgewise.exporter.quantized_graph import Product, values_read
+from edgewise.exporter.plain_graph import values_read
+from edgewise.exporter.quantized_graph import Product
 from edgewise.exporter.saturating import exact_product, saturate
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 
 from edgewise.bundle import Bundle
 from edgewise.errors import ParityError
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.pooling import cosine, pool
 from edgewise.exporter.probes import STEPS, Probe, Written
 from edgewise.exporter.sessions import Graphs, answers, greedy, is_large, output_name, session_options
 from edgewise.exporter.tolerance import decision_of, judge, largest_difference, tolerance
 from edgewise.types import Recipe, Task
 
+_BLOCK = 1 << 21
+"""Numbers that are compared at a time: 8 MB."""
 _PEERS: dict[Task, str] = {
     "token-classification": "ORTModelForTokenClassification",
     "text-generation": "ORTModelForCausalLM",
@@ -45,14 +48,13 @@ def compare_graphs(
         if probe.name in batched:
             found[probe.name] = got
         _check_form(got, probe, recipe)
-        real, wanted = got[probe.counts], probe.answer[probe.counts]
-        difference = np.abs(real - wanted)
-        if difference.max() > worst:
-            worst, where = float(difference.max()), probe.name
-        relative = max(relative, float((difference / np.maximum(np.abs(wanted), 1e-6)).max()))
-        scaled = max(scaled, float(difference.max()) / (max(1.0, float(np.abs(wanted).max())) if features else 1.0))
+        gap = _gap(got, probe)
+        if gap.absolute > worst:
+            worst, where = gap.absolute, probe.name
+        relative = max(relative, gap.relative)
+        scaled = max(scaled, gap.absolute / (max(1.0, gap.largest) if features else 1.0))
         agree += _agreement(got, probe, features)
-        total += len(agree) if features else len(real)
+        total += len(agree) if features else int(probe.counts.sum())
     parity: dict[str, Any] = {
         "against": "pytorch",
         "inputs": len(probes),
@@ -71,6 +73,47 @@ def compare_graphs(
     return parity
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """How far an answer is from PyTorch's."""
+
+    absolute: float
+    relative: float
+    largest: float
+    """Magnitude of PyTorch's numbers."""
+
+
+def _gap(got: np.ndarray, probe: Probe) -> _Gap:
+    absolute = relative = largest = 0.0
+    for real, wanted in real_rows(got, probe.answer, probe.counts):
+        difference, size = np.abs(real - wanted), np.abs(wanted)
+        absolute, largest = max(absolute, float(difference.max())), max(largest, float(size.max()))
+        relative = max(relative, float((difference / np.maximum(size, 1e-6)).max()))
+    return _Gap(absolute, relative, largest)
+
+
+def real_rows(
+    ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray, other: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is no padding of two answers, some rows [n, width] of both at a time: logits of a long text are large, and
+    their differences would stand in memory beside them.
+
+    counts: as in `Probe`; other: that of `theirs`, where its padding stands elsewhere.
+    """
+    places = [np.flatnonzero(c) for c in (counts, counts if other is None else other)]
+    width = ours.shape[-1]
+    flat = [a.reshape(-1, width) for a in (ours, theirs)]
+    step = max(1, _BLOCK // width)
+    for start in range(0, len(places[0]), step):
+        first, second = (a[p[start : start + step]] for a, p in zip(flat, places, strict=True))
+        yield first, second
+
+
+def largest_gap(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray, other: np.ndarray | None = None) -> float:
+    """The largest absolute difference of two answers, padding left out; arguments as of `real_rows`."""
+    return float(np.max([np.abs(a - b).max() for a, b in real_rows(ours, theirs, counts, other)]))  # NaN stays NaN
+
+
 def _agreement(got: np.ndarray, probe: Probe, features: bool) -> list[float]:
     """By sequence, since the longest text has more tokens than all rows together, and is no text of the user's: the
     share of its decisions that are PyTorch's, or the cosine of its pooled features with PyTorch's.
@@ -87,7 +130,7 @@ def _check_form(got: np.ndarray, probe: Probe, recipe: Recipe) -> None:
         raise ParityError(
             f"the {recipe.name} graph answers {probe.name} with {got.shape}, PyTorch {probe.answer.shape}"
         )
-    if not np.isfinite(got[probe.counts]).all():
+    if not all(np.isfinite(rows).all() for rows, _ in real_rows(got, got, probe.counts)):
         raise ParityError(f"the {recipe.name} graph answers {probe.name} with NaN or infinity")
 
 
@@ -145,6 +188,7 @@ def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written:
 
     found: dict[str, Any] = {}
     keys = ("optimum", "optimum_batched", *(["optimum_generate"] if written else []))
+    free_memory()  # of the sessions that gave ours
     try:
         peer = getattr(optimum.onnxruntime, _PEERS[ours.task]).from_pretrained(
             bundle.path, session_options=session_options(large=is_large(bundle.path))
@@ -176,7 +220,7 @@ def _difference(peer: Any, ours: Ours, probe: Probe) -> float:
 
     feeds = {n: torch.from_numpy(v) for n, v in probe.feeds.items() if n != "decoder_attention_mask"}
     theirs = np.asarray(getattr(peer(**feeds), output_name(ours.task)))
-    return float(np.abs(theirs - ours.answers[probe.name])[probe.counts].max())
+    return largest_gap(ours.answers[probe.name], theirs, probe.counts)
 
 
 def generates(peer: Any, task: Task, written: Sequence[Written], ours: Sequence[np.ndarray]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def write_tokenizer(folder: Path, document: dict[str, Any], pieces: Pieces, new:
         config["added_tokens_decoder"] = {str(new[int(i)]): token for i, token in named.items() if int(i) in new}
     write_json(folder / "tokenizer_config.json", config)
     for file in folder.iterdir():  # vocab.txt and the like: the old vocabulary again
-        if file.is_file() and file.name not in TOKENIZER_FILES and not file.name.startswith("chat_template"):
+        if file.is_file() and file.name not in TOKENIZER_FILES:
             file.unlink()
 
 

@@ -6,11 +6,10 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +19,9 @@ from edgewise.errors import BundleError, InputError
 from edgewise.runtime.many import in_order
 from edgewise.runtime.session import placement
 from edgewise.types import RunSettings
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -31,10 +33,16 @@ class Opened:
 
     bundle: Bundle
     run: RunSettings
-    sessions: tuple[ort.InferenceSession, ...]
-    """In the order of the manifest's graphs."""
+    opening: Callable[[], tuple[ort.InferenceSession, ...]]
+    """Gives the sessions, in the order of the manifest's graphs, and waits until they are there: onnxruntime makes
+    them while the class reads its tokenizer."""
     parallel: int
     """Calls at once for many inputs."""
+
+    @property
+    def sessions(self) -> tuple[ort.InferenceSession, ...]:
+        """What `opening` gives. A class that asks for them in its `__init__` makes the load wait."""
+        return self.opening()
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,12 @@ class Model(ABC):
         self.labels = opened.bundle.manifest.labels
         self.parallel = opened.parallel
         self.phases: dict[str, int] = {}
-        """Nanoseconds that loading spent on 'imports', 'load' (manifest, hashes, tokenizer) and 'session'."""
-        self.providers: tuple[str, ...] = tuple(opened.sessions[0].get_providers())
-        self._sessions: tuple[ort.InferenceSession, ...] | None = opened.sessions
+        """Nanoseconds that loading spent on 'imports', 'load' (manifest, hashes, tokenizer) and 'session'; what was
+        read while the sessions were made counts as 'session'."""
+        self.providers: tuple[str, ...] = ()
+        """Of onnxruntime, by its names, in the order in which it asks them for each node."""
+        self._opening: Callable[[], tuple[ort.InferenceSession, ...]] | None = opened.opening
+        self._sessions: tuple[ort.InferenceSession, ...] | None = None
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
@@ -94,9 +105,7 @@ class Model(ABC):
 
         Raises InputError after `close()`, and in a process that was forked after loading.
         """
-        sessions = self._sessions
-        if sessions is None:
-            raise InputError("this model was closed: load the bundle again")
+        sessions = self._sessions or self._wait()
         if os.getpid() != self._pid:
             raise InputError(
                 f"{self.bundle.path} was loaded in process {self._pid}, and this is its fork {os.getpid()}, where "
@@ -104,6 +113,15 @@ class Model(ABC):
                 "the fork)"
             )
         return sessions[index]
+
+    def _wait(self) -> tuple[ort.InferenceSession, ...]:
+        """The sessions, as soon as they are made. `load` calls this last, so that a call finds them there."""
+        opening = self._opening
+        if opening is None:
+            raise InputError("this model was closed: load the bundle again")
+        self._sessions = opening()
+        self.providers = tuple(self._sessions[0].get_providers())
+        return self._sessions
 
     def many(
         self, items: Iterable[Item], answer: Callable[[Sequence[Item]], Sequence[Answer]], *, size: int | None = None
@@ -123,6 +141,9 @@ class Model(ABC):
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
+                # It brings logging: 5 ms of processor time that the answer to one text need not wait for.
+                from concurrent.futures import ThreadPoolExecutor
+
                 self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="edgewise")
             return self._pool
 
@@ -182,7 +203,7 @@ class Model(ABC):
     def close(self) -> None:
         """Free the sessions; calls after this raise InputError. Calls that are under way finish."""
         with self._lock:
-            self._sessions = None
+            self._sessions = self._opening = None
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)

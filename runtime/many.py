@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from itertools import islice
-from typing import TypeVar
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
 
-from edgewise.types import RunSettings
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from edgewise.types import RunSettings
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -66,3 +69,26 @@ def calls_at_once(run: RunSettings) -> int:
     Other providers than the CPU queue their calls anyway.
     """
     return max(1, usable_cores() // run.threads) if run.provider == "cpu" else 1
+
+
+def begin(function: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Start `function` in a thread of its own. What comes back waits for its end, and returns or raises as it did."""
+    found: list[Answer] = []
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(function())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = Thread(target=work, name="edgewise-load")
+    thread.start()
+
+    def wait() -> Answer:
+        thread.join()
+        if raised:
+            raise raised[0]
+        return found[0]
+
+    return wait

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from edgewise.bundle import Bundle, Verify, read_bundle
 from edgewise.errors import BundleError, PlanError, ProviderError, UserError, nearest
-from edgewise.types import TASKS, GraphLevel, Provider, RunSettings, Task
+from edgewise.runtime.early import Early, begin_early
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what reads the bundle is imported while its session is made: see early.py
+    from edgewise.bundle import Bundle, Verify
     from edgewise.runtime.base import Model
     from edgewise.runtime.classify import TextClassifier
+    from edgewise.runtime.features import FeatureExtractor
+    from edgewise.runtime.fill_mask import MaskFiller
+    from edgewise.runtime.generation import TextGenerator
+    from edgewise.runtime.image_models import ImageClassifier, ImageFeatureExtractor
+    from edgewise.runtime.session import SessionOptions
+    from edgewise.runtime.text2text import TextToText
+    from edgewise.runtime.token_classify import TokenClassifier
+    from edgewise.types import GraphLevel, Provider, RunSettings, Task
 
 CLASSES: dict[Task, tuple[str, str]] = {
     "text-classification": ("classify", "TextClassifier"),
@@ -53,6 +61,32 @@ class LoadOptions(TypedDict, total=False):
 def load(
     path: str | os.PathLike[str], *, task: Literal["text-classification"], **options: Unpack[LoadOptions]
 ) -> TextClassifier: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["token-classification"], **options: Unpack[LoadOptions]
+) -> TokenClassifier: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["feature-extraction"], **options: Unpack[LoadOptions]
+) -> FeatureExtractor: ...
+@overload
+def load(path: str | os.PathLike[str], *, task: Literal["fill-mask"], **options: Unpack[LoadOptions]) -> MaskFiller: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["text-generation"], **options: Unpack[LoadOptions]
+) -> TextGenerator: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["text2text-generation"], **options: Unpack[LoadOptions]
+) -> TextToText: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["image-classification"], **options: Unpack[LoadOptions]
+) -> ImageClassifier: ...
+@overload
+def load(
+    path: str | os.PathLike[str], *, task: Literal["image-feature-extraction"], **options: Unpack[LoadOptions]
+) -> ImageFeatureExtractor: ...
 @overload
 def load(path: str | os.PathLike[str], *, task: Task | None = None, **options: Unpack[LoadOptions]) -> Any: ...
 def load(
@@ -94,40 +128,96 @@ def load(
     Raises BundleError and its leaves, ProviderError, or UserError for a length that the model does not allow.
     """
     start = perf_counter_ns()
+    early = None
+    if verify == "stamp" and provider in (None, "cpu") and not provider_options and not record_placement:
+        early = begin_early(path, threads=threads, level=graph_optimization, allow_spinning=allow_spinning)
+    from edgewise.bundle import read_bundle
+
     bundle = read_bundle(path, verify=verify, expect=expect)
     _check_task(bundle, task)
-    given: dict[str, Any] = {
-        "threads": threads,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "threshold": threshold,
-        "graph_optimization": graph_optimization,
-    }
-    run = replace(bundle.manifest.run, **{k: v for k, v in given.items() if v is not None})
-    _check_run(bundle, run)
+    run = _run_settings(
+        bundle,
+        threads=threads,
+        max_length=max_length,
+        batch_size=batch_size,
+        threshold=threshold,
+        graph_optimization=graph_optimization,
+    )
     runs = _provider_runs(run, provider, provider_options, fallback=fallback)
+    if parallel is not None and (isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1):
+        raise PlanError(f"parallel is {parallel!r}; expected a whole number of at least 1")
     read = perf_counter_ns()
 
     # Imported here, and timed, because they are most of a cold start.
-    module, name = CLASSES[bundle.manifest.task]
-    kind = getattr(import_module(f"edgewise.runtime.{module}"), name)
-    from edgewise.runtime import base, many, session
+    from edgewise.runtime import many, session
 
     imported = perf_counter_ns()
     asked = session.SessionOptions(allow_spinning, record_placement)
-    sessions, run = _open_first(bundle, runs, asked)
-    opened = perf_counter_ns()
-    if parallel is None:
-        parallel = many.calls_at_once(run)
-    elif isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
-        raise PlanError(f"parallel is {parallel!r}; expected a whole number of at least 1")
-    model: Model = kind(base.Opened(bundle, run, sessions, parallel))
+    opening, run = _open(bundle, runs, asked, early)
+    module, name = CLASSES[bundle.manifest.task]
+    kind = getattr(import_module(f"edgewise.runtime.{module}"), name)
+    from edgewise.runtime.base import Opened
+
+    model: Model = kind(Opened(bundle, run, lambda: opening()[0], parallel or many.calls_at_once(run)))
+    model.session()
+    opened = opening()[1]
+    if early is not None:
+        read, imported = early.read_ns, early.imported_ns
     model.phases |= {
         "imports": imported - read,
         "load": (read - start) + (perf_counter_ns() - opened),
         "session": opened - imported,
     }
     return model
+
+
+def _open(
+    bundle: Bundle, runs: Sequence[RunSettings], asked: SessionOptions, early: Early | None
+) -> tuple[Callable[[], tuple[tuple[Any, ...], int]], RunSettings]:
+    """(what waits for the sessions and tells when they were there, their run settings).
+
+    onnxruntime leaves the interpreter free while it makes a session, so one provider is opened in a thread while the
+    tokenizer is read, if it was not begun before. Of several, it must be known first which one runs.
+    """
+    from edgewise.runtime.many import begin
+    from edgewise.runtime.session import open_sessions
+
+    if len(runs) > 1:
+        sessions, run = _open_first(bundle, runs, asked)
+        found = sessions, perf_counter_ns()
+        return lambda: found, run
+    run = runs[0]
+    if early is None:
+        return begin(lambda: (open_sessions(bundle, run, asked), perf_counter_ns())), run
+
+    @cache
+    def take() -> tuple[tuple[Any, ...], int]:
+        made, at = early.wait()
+        sessions = open_sessions(bundle, run, asked, made)
+        return sessions, at if made else perf_counter_ns()
+
+    return take, run
+
+
+def _open_first(bundle: Bundle, runs: Sequence[RunSettings], asked: SessionOptions) -> tuple[Any, RunSettings]:
+    from edgewise.runtime.session import open_sessions
+
+    refused = []
+    for run in runs:
+        try:
+            return open_sessions(bundle, run, asked), run
+        except ProviderError as error:
+            refused.append(str(error))
+    raise ProviderError("none of the providers runs: " + "; ".join(refused))
+
+
+def _run_settings(bundle: Bundle, **given: Any) -> RunSettings:
+    """The bundle's run settings with what is given, where that is not None."""
+    from dataclasses import replace
+
+    run = replace(bundle.manifest.run, **{k: v for k, v in given.items() if v is not None})
+    _check_run(bundle, run)
+    return run
 
 
 def _provider_runs(
@@ -138,6 +228,8 @@ def _provider_runs(
     fallback: bool,
 ) -> list[RunSettings]:
     """The run settings to try, in order, one a provider."""
+    from dataclasses import replace
+
     names = [run.provider] if provider is None else [provider] if isinstance(provider, str) else list(provider)
     if not names:
         raise PlanError("provider is an empty list: name at least one, for example 'cpu'")
@@ -151,21 +243,9 @@ def _provider_runs(
     return runs
 
 
-def _open_first(bundle: Bundle, runs: Sequence[RunSettings], asked: Any) -> tuple[Any, RunSettings]:
-    from edgewise.runtime.session import open_sessions
-
-    refused = []
-    for run in runs:
-        try:
-            return open_sessions(bundle, run, asked), run
-        except ProviderError as error:
-            if len(runs) == 1:
-                raise
-            refused.append(str(error))
-    raise ProviderError("none of the providers runs: " + "; ".join(refused))
-
-
 def _check_task(bundle: Bundle, task: Task | None) -> None:
+    from edgewise.types import TASKS
+
     found = bundle.manifest.task
     if found not in CLASSES:
         raise BundleError(f"{bundle.path} is for {found!r}, which this edgewise does not know: update it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -15,9 +16,11 @@ from edgewise.types import RunSettings
 TextInput = str | tuple[str, str]
 """One text, or a pair of texts for a model that compares two."""
 
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 """Inputs that a text can be turned into."""
+
+_FAR = 16
+"""Characters a token from which a text is far longer than the limit; English has 4 to 5."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class TextEncoder:
     pad_id: int
     fixed: int | None = None
     """Tokens that every text is padded to, for a graph of a fixed length."""
+    length: int | None = None
+    """Tokens that a text is cut to, special tokens included; None: it is read whole."""
 
     @classmethod
     def read(cls, bundle: Bundle, run: RunSettings) -> TextEncoder:
@@ -49,7 +54,14 @@ class TextEncoder:
         inputs = tuple(i.name for i in bundle.manifest.graphs[0].inputs)
         if unknown := [name for name in inputs if name not in INPUTS]:
             raise BundleError(f"{bundle.path}: its graph takes {', '.join(unknown)}, which no text can be turned into")
-        return cls(tokenizer, inputs, preprocessing.get("pad_id") or 0, preprocessing.get("length"))
+        return cls(tokenizer, inputs, preprocessing.get("pad_id") or 0, preprocessing.get("length"), length)
+
+    @cached_property
+    def uncut(self) -> Tokenizer:
+        """The tokenizer without a limit: a copy, as tokenizers keeps the limit in the tokenizer. Made when needed."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.no_truncation()
+        return tokenizer
 
     def encode(self, items: Sequence[TextInput]) -> list[Encoding]:
         """Tokenize; raises InputError for what is no text, or has no token (an empty text, for GPT's kind)."""
@@ -61,6 +73,8 @@ class TextEncoder:
 
     def _encode(self, items: Sequence[TextInput]) -> list[Encoding]:
         try:
+            if self.length is not None and any(is_far_longer(item, self.length) for item in items):
+                return self._encode_far(items, self.length)
             if len(items) == 1:
                 item = items[0]
                 if isinstance(item, str):
@@ -72,6 +86,11 @@ class TextEncoder:
             for item in items:
                 _explain(item)
             raise InputError(f"the tokenizer cannot read {_short(items)}: {error}") from error
+
+    def _encode_far(self, items: Sequence[TextInput], length: int) -> list[Encoding]:
+        from edgewise.runtime.long_text import encode_start  # few need it, and a start is short
+
+        return [encode_start(self.tokenizer, i if isinstance(i, str) else _pair(i), length) for i in items]
 
     def arrays(self, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
         """int64 arrays [batch, longest or fixed length], padded on the right, by the names that the graph takes."""
@@ -87,6 +106,13 @@ class TextEncoder:
                 for n in self.inputs
             }
         return {name: np.array(rows, dtype=np.int64) for name, rows in columns.items()}
+
+
+def is_far_longer(item: object, limit: int) -> bool:
+    """True for a text, or a pair with one, that is far longer than `limit` tokens."""
+    if isinstance(item, tuple):
+        return any(is_far_longer(text, limit) for text in item)
+    return isinstance(item, str) and len(item) > _FAR * limit
 
 
 def _column(encoding: Encoding, name: str) -> list[int]:
@@ -132,4 +158,8 @@ def texts_of(value: object) -> TextInput:
     return _pair(value)
 
 
-__all__ = ["TextEncoder", "TextInput", "texts_of"]
+def text_of(value: object) -> str:
+    """One text, for a task that reads no pairs; raises InputError for anything else."""
+    if isinstance(value, str):
+        return value
+    raise InputError(f"expected a text, got {_short(value)} of type {type(value).__name__}")

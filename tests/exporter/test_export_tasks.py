@@ -137,6 +137,9 @@ def test_the_graphs_answer_as_pytorch_does(exported, cell: str, strategy: str) -
             assert parity["greedy"]["equal"] == parity["greedy"]["sequences"] == 5
         for name, found in manifest.loads_in.items():
             assert found.get("ok", True), (cell, strategy, recipe, name, found)
+        assert manifest.golden
+        with edgewise.load(bundle.path, task=task) as model:
+            assert model.check(1e-4).passed, (cell, strategy, recipe, model.check(1e-4))
 
 
 def test_bundles_hold_what_their_task_needs(exported) -> None:

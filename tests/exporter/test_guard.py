@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from edgewise.errors import DataError, PlanError
 from edgewise.exporter.guard import Guarded, confirm, guard, share_of_int8
 from edgewise.exporter.quantize import quantize_graph, resolve_recipe
 from edgewise.exporter.sensitivity import Part, simulate
+from edgewise.exporter.stopping import Reference
 from edgewise.types import Recipe
 
 DYNAMIC = resolve_recipe(Recipe(precision="int8-dynamic"))
@@ -31,14 +33,14 @@ Made = dict[tuple[Path, Recipe, tuple[str, ...]], Path]
 class Bench:
     """One fp32 graph with its rows: what `guard` asks for, and a count of what it asked."""
 
-    known: ClassVar[dict[Path, list[float]]] = {}
-    """Scores by graph, for all tests."""
+    known: ClassVar[dict[tuple[Path, int], tuple[float, float]]] = {}
+    """(score, margin) by graph and row, for all tests."""
 
     def __init__(self, folder: Path, made: Made, splits: Splits, tokenizer: Any, rows: int = 200) -> None:
         self.graph, self.made, self.splits, self.tokenizer = folder / "model.onnx", made, splits, tokenizer
         self.feeds = [self.encode(r.text) for r in splits.train[:6]]
         self.val = [(self.encode(r.text), splits.labels.index(str(r.label))) for r in splits.val[:rows]]
-        self.scored: list[Path] = []
+        self.asked: list[tuple[Path, int]] = []
         self.kept: list[tuple[str, ...]] = []
 
     def encode(self, text: str) -> dict[str, np.ndarray]:
@@ -58,20 +60,42 @@ class Bench:
 
         return make
 
-    def score(self, graph: Path) -> list[float]:
-        self.scored.append(graph)
-        if graph not in self.known:
-            self.known[graph] = self.measure(graph)
-        return self.known[graph]
+    @property
+    def scored(self) -> list[Path]:
+        """Graphs that rows were run on, in their order."""
+        return list(dict.fromkeys(graph for graph, _ in self.asked))
 
-    def measure(self, graph: Path) -> list[float]:
-        session = _open(graph)
-        return [float(session.run(None, feeds)[0].argmax() == label) for feeds, label in self.val]
+    def one(self, graph: Path, number: int) -> tuple[float, float]:
+        self.asked.append((graph, number))
+        if (graph, number) not in self.known:
+            self.known[graph, number] = self.measure(graph, [number])[0]
+        return self.known[graph, number]
+
+    def reference(self) -> Reference:
+        seen = [self.one(self.graph, number) for number in range(len(self.val))]
+        return Reference(np.array([s for s, _ in seen]), np.array([m for _, m in seen]))
+
+    def score(self, graph: Path, numbers: Sequence[int]) -> Iterator[float]:
+        return (self.one(graph, number)[0] for number in numbers)
+
+    def measure(self, graph: Path, numbers: Sequence[int] | None = None) -> list[tuple[float, float]]:
+        session = _session(graph)
+        found = []
+        for feeds, label in self.val if numbers is None else [self.val[i] for i in numbers]:
+            logits = session.run(None, feeds)[0][0]
+            found.append((float(logits.argmax() == label), float(np.ptp(logits))))
+        return found
 
     def guard(self, recipe: Recipe = DYNAMIC, max_drop: float = 0.01, **options: Any) -> Guarded:
         return guard(
-            self.graph, recipe, self.quantizer(recipe), self.score, self.feeds, max_drop=max_drop, **options
+            self.graph, recipe, self.quantizer(recipe), self.reference(), self.score, self.feeds, max_drop=max_drop,
+            **options,
         )  # fmt: skip
+
+
+@cache
+def _session(graph: Path) -> Any:
+    return _open(graph)
 
 
 def _open(graph: Path) -> Any:
@@ -131,15 +155,20 @@ def plain(models: dict[str, Path], tokenizer: Any, review_splits: Splits, made: 
 
 def _check(found: Guarded, bench: Bench, max_drop: float) -> None:
     """What holds of every result: measured again, it is what it says."""
-    right = np.array(bench.score(bench.graph))
-    again = np.array(bench.measure(found.graph))
+    ran = list(bench.asked)
+    right, again = (np.array([s for s, _ in bench.measure(graph)]) for graph in (bench.graph, found.graph))
     assert found.drop == pytest.approx((right - again).mean(), abs=1e-9)
     assert found.fp32 == pytest.approx(right.mean())
     assert found.drop_relative == pytest.approx(found.drop / found.fp32)
     assert found.bound > found.drop
     assert found.met == (found.drop <= max_drop + 1e-9)
     assert found.evaluations == len(found.tried) + 1
+    assert found.rows == len(bench.val)
+    assert found.rows_run == len(bench.val) + sum(t.rows for t in found.tried)
     assert all(t.given >= found.given for t in found.tried if t.within)
+    assert all(t.rows == len(bench.val) for t in found.tried if not t.stopped)
+    assert len(set(ran)) == len(ran), "no row runs twice through one graph"
+    assert len(ran) == found.rows_run
 
 
 @pytest.mark.parametrize("recipe", [DYNAMIC, STATIC], ids=["dynamic", "static"])
@@ -217,13 +246,12 @@ def test_evaluations_are_capped(loud: Bench, cap: int) -> None:
 
 def test_unmet_says_so(loud: Bench) -> None:
     """A score that only fp32 keeps: every int8 graph, however little of it is int8, loses a row."""
-    exact = loud.score
 
-    def strict(graph: Path) -> list[float]:
-        found = exact(graph)
-        return [1.0] * len(found) if graph == loud.graph else [0.0, *[1.0] * (len(found) - 1)]
+    def strict(graph: Path, number: int) -> tuple[float, float]:
+        loud.asked.append((graph, number))
+        return float(graph == loud.graph or number != 0), 1.0
 
-    loud.score = strict  # type: ignore[method-assign]
+    loud.one = strict  # type: ignore[method-assign]
     found = loud.guard(max_drop=0.0, max_evaluations=6)
     assert not found.met
     assert found.evaluations <= 6
@@ -309,13 +337,15 @@ def test_search_holds_on_many_made_up_graphs(monkeypatch: pytest.MonkeyPatch, pl
             jitter = random.integers(-noise, noise + 1) if noise else 0
             return Path(str(int(np.clip(rows * exact + jitter, 0, rows))))
 
-        def score(graph: Path) -> list[float]:
-            lost = 0 if graph == plain.graph else int(graph.name)
-            return [0.0] * lost + [1.0] * (rows - lost)
+        def score(graph: Path, numbers: Sequence[int]) -> list[float]:
+            return [float(number >= int(graph.name)) for number in numbers]
 
         monkeypatch.setattr("edgewise.exporter.guard.simulate", lambda *_, made_up=made_up: made_up)
         cap, limit = int(random.integers(2, 14)), float(random.choice([0.0, 0.002, 0.005, 0.02]))
-        found = guard(plain.graph, DYNAMIC, lose, score, plain.feeds, max_drop=limit, max_evaluations=cap)
+        found = guard(
+            plain.graph, DYNAMIC, lose, Reference(np.ones(rows), np.arange(rows) / rows), score, plain.feeds,
+            max_drop=limit, max_evaluations=cap,
+        )  # fmt: skip
         assert found.evaluations == len(found.tried) + 1 <= cap
         assert found.met == any(t.within for t in found.tried)
         assert found.drop <= limit + 1e-9 or not found.met
@@ -353,7 +383,7 @@ def test_unknown_keep_and_wrong_recipes_are_errors(plain: Bench) -> None:
         simulate(plain.graph, plain.graph, [])
     with pytest.raises(PlanError, match="no int8 weights"):
         simulate(plain.graph, plain.graph, plain.feeds)
-    assert not plain.scored
+    assert plain.scored == [plain.graph]
 
 
 def test_share_counts_what_a_suffix_keeps(plain: Bench) -> None:
@@ -377,7 +407,7 @@ def test_confirm_speaks_as_the_numbers_allow() -> None:
 def test_confirm_of_scores_that_are_not_right_or_wrong() -> None:
     random = np.random.default_rng(3)
     fp32 = random.normal(-2, 1, 400)
-    assert confirm(fp32, fp32 - 0.01, 0.05).startswith("Within 0.05 of fp32")
+    assert confirm(fp32, fp32 - 0.01, 0.05).startswith("Within 5 points of fp32: the score drops by 1.00 points")
     noisy = fp32 - random.normal(0.01, 0.8, 400)
     said = confirm(fp32, noisy, 0.05)
     assert said.startswith("Not shown")

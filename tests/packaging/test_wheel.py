@@ -117,21 +117,42 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
 
 def test_wheel_is_small(wheel: Path) -> None:
     size = wheel.stat().st_size
-    assert size <= 480_000, f"the wheel has {size} bytes"
+    assert size <= 600_000, f"the whole wheel has {size} bytes"
+
+
+@pytest.fixture(scope="session")
+def device_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that goes to a device, made of the whole one."""
+    out = tmp_path_factory.mktemp("device")
+    tool = str(ROOT / "tools" / "device_wheel.py")
+    done = subprocess.run(
+        [sys.executable, tool, str(wheel), "--out", str(out)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_device_wheel_is_small_and_holds_the_runtime(device_wheel: Path) -> None:
+    size = device_wheel.stat().st_size
+    assert size <= 150_000, f"the device's wheel has {size} bytes"
+    names = set(zipfile.ZipFile(device_wheel).namelist())
+    assert {f"edgewise/runtime/{file.name}" for file in (ROOT / "runtime").glob("*.py")} <= names
+    assert "edgewise/profiler/worker.py" in names
+    left_out = ("edgewise/exporter", "edgewise/trainer", "edgewise/selector", "edgewise/pipeline")
+    assert not [name for name in names if name.startswith(left_out)]
 
 
 MISSING = ("torch", "transformers", "optimum", "datasets", "pandas", "psutil", "msgspec", "pyarrow", "evaluate")
 
 
-@pytest.fixture(scope="session")
-def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with our wheel and what its base install declares, and no extra."""
-    folder = tmp_path_factory.mktemp("clean")
+def new_environment(folder: Path, what: str) -> Path:
+    """A new environment with what pip is told to install; returns its Python."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", wheel]
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", what]
     done = subprocess.run(
-        [*map(str, command), "--constraint", str(ROOT / "constraints.txt")],
+        [*command, "--constraint", str(ROOT / "constraints.txt")],
         capture_output=True,
         text=True,
         timeout=500,
@@ -139,6 +160,56 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return python
+
+
+@pytest.fixture(scope="session")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with our wheel and what its base install declares, and no extra."""
+    return new_environment(tmp_path_factory.mktemp("clean"), str(wheel))
+
+
+@pytest.fixture(scope="session")
+def device_python(clean_python: Path, device_wheel: Path) -> Path:
+    """The clean environment's packages, with the device's wheel in the place of the whole one."""
+    folder = clean_python.parents[1].with_name("device-only")
+    shutil.copytree(clean_python.parents[1], folder, symlinks=True)
+    site = next((folder / "lib").glob("python3*")) / "site-packages"
+    for old in (site / "edgewise", *site.glob("edgewise-*.dist-info")):
+        shutil.rmtree(old)
+    with zipfile.ZipFile(device_wheel) as archive:
+        archive.extractall(site)
+    return folder / "bin" / "python"
+
+
+def test_device_wheel_alone_runs_a_bundle_and_says_what_it_lacks(device_python: Path, int8_bundle: Path) -> None:
+    done = run_clean(device_python, "-m", "edgewise", "run", str(int8_bundle), "a fine film", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["label"] in ("negative", "positive")
+    done = run_clean(device_python, "-m", "edgewise", "inspect", str(int8_bundle))
+    assert "text-classification" in done.stdout, done.stderr
+    done = run_clean(device_python, "-m", "edgewise", "fit", "plan.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "not in this wheel" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+EXTRAS = {
+    "image": "from edgewise.images import open_rgb; import PIL",
+    "chat": "import jinja2; from edgewise.runtime.chat import render",
+    "worker": "import psutil; from edgewise.profiler.fingerprint import read_fingerprint; read_fingerprint()",
+    "profile": "import datasets, evaluate, plotly, asyncssh; from edgewise.plan import read_plan",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", list(EXTRAS))
+def test_each_extra_installs_alone_and_brings_no_torch(wheel: Path, tmp_path: Path, extra: str) -> None:
+    python = new_environment(tmp_path / extra, f"{wheel}[{extra}]")
+    done = run_clean(python, "-c", EXTRAS[extra])
+    assert done.returncode == 0, done.stderr
+    code = "import importlib.util as u; print([m for m in ('torch', 'transformers', 'optimum') if u.find_spec(m)])"
+    assert run_clean(python, "-c", code).stdout.strip() == "[]"
+    assert run_clean(python, "-m", "pip", "check").returncode == 0
 
 
 def run_clean(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
