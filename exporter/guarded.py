@@ -16,7 +16,7 @@ from edgewise.exporter.base import Base
 from edgewise.exporter.forms import Made, Say, finish_graphs, half_feeds, make_graphs
 from edgewise.exporter.guard import Guarded, confirm, guard
 from edgewise.exporter.guard_rows import Judge, fp32_reference, guard_judge, measure_of, scorer
-from edgewise.exporter.joined import join
+from edgewise.exporter.joined import PREFIX, join
 from edgewise.exporter.proof import Validation
 from edgewise.exporter.quantize import calibrated_once
 from edgewise.exporter.sessions import first_feeds, open_graphs
@@ -43,7 +43,7 @@ def make_guarded(recipe: Recipe, work: Path, calibration: Sequence[Row], validat
     def quantize(keep: tuple[str, ...]) -> Path:
         place = work / f"trial-{next(number)}"
         place.mkdir()
-        return make_graphs(plain, base, place, calibration, say, keep).folder / "model.onnx"
+        return make_graphs(plain, base, place, calibration, say, _own(keep)).folder / "model.onnx"
 
     say("evaluate fp32")
     whole = validation.against or validation
@@ -64,7 +64,7 @@ def make_guarded(recipe: Recipe, work: Path, calibration: Sequence[Row], validat
     folder = finish_graphs(recipe, found.graph.parent, base.task, work, say)
     told = {"measure": measure_of(base.task, validation.problem_type), **_told(found)}
     notes = {"guard": {**told, **_confirmed(found, validation, judge, recipe.max_drop)}}
-    return Made(folder, replace(recipe, keep=(*recipe.keep, *found.keep)), notes)
+    return Made(folder, replace(recipe, keep=(*recipe.keep, *_own(found.keep))), notes)
 
 
 def _feeds(base: Base) -> list[Mapping[str, np.ndarray]]:
@@ -79,12 +79,17 @@ def _feeds(base: Base) -> list[Mapping[str, np.ndarray]]:
     return [first_feeds(graphs, feeds)[0]["model.onnx"] for feeds in rows]
 
 
+def _own(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of nodes as the graphs themselves have them, each once, where encoder and decoder were joined."""
+    return tuple(dict.fromkeys(name.removeprefix(PREFIX) for name in names))
+
+
 def _told(found: Guarded) -> dict[str, Any]:
     """For the manifest; drops in points."""
     return {
         "met": found.met,
         "words": found.words,
-        "kept_in_fp32": list(found.keep),
+        "kept_in_fp32": list(_own(found.keep)),
         "share_int8": found.share_int8,
         "given_away_bytes": found.given,
         "evaluations": found.evaluations,

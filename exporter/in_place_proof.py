@@ -124,6 +124,8 @@ def in_place_loads_in(folder: Path, graph: Path, probes: Sequence[Probe], writte
                 found[key] = failed(error)
             if batched and not found[key]["ok"]:
                 found[key].setdefault("why", _WHY_NOT_BATCHED)
+    del peer, checks
+    free_memory()  # of the peer, before others are tried
     return found
 
 

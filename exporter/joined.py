@@ -10,22 +10,26 @@ from edgewise.exporter.external import save_graph
 from edgewise.exporter.tracing import DECODER, ENCODER
 
 _STATES, _MASK = "encoder_hidden_states", "encoder_attention_mask"
-_PREFIX = "encoder/"
+PREFIX = "encoder/"
+"""Before the names of the encoder's weights and, where the decoder has a node of the same name, of its nodes."""
 
 
 def join(folder: Path, out: Path) -> Path:
     """Write encoder_model.onnx and decoder_model.onnx of `folder` as one graph; returns `out`.
 
-    Inputs: input_ids, attention_mask, decoder_input_ids, int64 [batch, length]; the outputs are the decoder's. Nodes
-    and the decoder's weights keep their names; those of the encoder's weights begin with 'encoder/'.
+    Inputs: input_ids, attention_mask, decoder_input_ids, int64 [batch, length]; the outputs are the decoder's. Names
+    stay what they are, but for those of the encoder that begin with `PREFIX`.
     """
     import onnx
 
     encoder, decoder = onnx.load(folder / ENCODER), onnx.load(folder / DECODER)
     read = {i.name for i in encoder.graph.input}
     made = {w.name for w in encoder.graph.initializer} | {o for n in encoder.graph.node for o in n.output}
-    names = {name: f"{_PREFIX}{name}" for name in made if name}
+    names = {name: f"{PREFIX}{name}" for name in made if name}
     _rename(encoder.graph, names)
+    taken = {n.name for n in decoder.graph.node}
+    for node in encoder.graph.node:
+        node.name = f"{PREFIX}{node.name}" if node.name in taken else node.name
     states = names["last_hidden_state"]
     _rename(decoder.graph, {_STATES: states, _MASK: "attention_mask", "input_ids": "decoder_input_ids"})
     inputs = [i for i in decoder.graph.input if i.name not in (states, *read)]

@@ -122,7 +122,9 @@ def _run_quantizer(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], 
     from optimum.onnxruntime import ORTQuantizer
 
     static = recipe.precision == "int8-static"
-    config = _config(recipe, kept_nodes(graph, recipe.keep) + _products_without_weights(graph), static)
+    kept = kept_nodes(graph, recipe.keep)
+    kept += [f"{name}_MatMul" for name in kept]  # a Gemm, once the dynamic quantizer has made a MatMul and an Add of it
+    config = _config(recipe, kept + _products_without_weights(graph), static)
     source, ranges = graph, None
     if static:
         if not rows or columns is None:

@@ -207,6 +207,8 @@ def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written:
             found["optimum_generate"] = generates(peer, ours.task, written, ours.written)
         except Exception as error:
             found["optimum_generate"] = failed(error)
+    del peer
+    free_memory()  # of the peer, before others are tried
     return found
 
 

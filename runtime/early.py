@@ -48,7 +48,7 @@ def begin_early(
         return None
     read_ns = perf_counter_ns()
     from edgewise.runtime.many import begin
-    from edgewise.runtime.session import PROVIDER_NAMES, Made, SessionOptions, Settings, create, keeps_shape, level_told
+    from edgewise.runtime.session import PROVIDER_NAMES, Made, SessionOptions, Settings, create, level_told
 
     imported_ns = perf_counter_ns()
 
@@ -57,10 +57,9 @@ def begin_early(
         with suppress(Exception):  # the load makes it again, and says what is wrong
             run = told.get("run", {})
             wanted = level_told(level or run.get("graph_optimization", "all"), offline=told["recipe"]["offline"])
-            options = SessionOptions(allow_spinning)
+            threads_told = threads or run.get("threads", 1)
+            settings = Settings(PROVIDER_NAMES["cpu"], {}, threads_told, wanted, SessionOptions(allow_spinning))
             for graph in told["graphs"]:
-                plans = keeps_shape((i["name"], i["shape"]) for i in graph["inputs"])
-                settings = Settings(PROVIDER_NAMES["cpu"], {}, threads or run.get("threads", 1), wanted, plans, options)
                 session = create(os.path.join(path, graph["file"]), settings)
                 made.append(Made(graph["file"], settings, session))
         return made, perf_counter_ns()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_AHEAD = 2
-"""Batches a thread that are read before the first answer is taken: one runs, one waits."""
+_AHEAD = 4
+"""Batches a thread that are read, at most, before an answer is waited for: one runs, the others wait."""
 
 
 def in_order(
@@ -42,6 +42,9 @@ def in_order(
         for batch in batches:
             running.append(pool.submit(answer, batch))
             if len(running) >= _AHEAD * parallel:
+                # Not for the first of them: woken for each answer, this thread would take the others' time.
+                running[len(running) // 2].exception()
+            while running and running[0].done():
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy  # noqa: F401  # onnxruntime's own import of numpy, made ours so that its absence is said by name
@@ -64,8 +64,6 @@ class Settings(NamedTuple):
     provider_options: Mapping[str, str]
     threads: int
     level: GraphLevel
-    memory_plans: bool
-    """onnxruntime keeps a plan of a call's memory for every shape that it has seen."""
     options: SessionOptions
 
 
@@ -98,18 +96,16 @@ def open_sessions(
         )
     # On another provider than the CPU, nodes that it cannot take fall to the CPU; only the placement tells.
     check_placement = run.provider != "cpu"
-    wanted = Settings(
+    settings = Settings(
         name,
         dict(run.provider_options),
         run.threads,
         level_told(run.graph_optimization, offline=bundle.manifest.recipe.offline),
-        memory_plans=True,
-        options=options._replace(record_placement=options.record_placement or check_placement),
+        options._replace(record_placement=options.record_placement or check_placement),
     )
     opened = []
     for graph in bundle.manifest.graphs:
         file = str(bundle.path / graph.file)
-        settings = wanted._replace(memory_plans=keeps_shape((i.name, i.shape) for i in graph.inputs))
         ready = [m.session for m in made if (m.file, m.settings) == (graph.file, settings)]
         session = ready[0] if ready else _create(file, settings, run.provider)
         if session.get_providers()[0] != name:
@@ -132,25 +128,12 @@ def level_told(asked: GraphLevel, *, offline: bool) -> GraphLevel:
     return "disabled" if offline and asked == "all" else asked
 
 
-def keeps_shape(inputs: Iterable[tuple[str, Sequence[int | str]]]) -> bool:
-    """True where every call of a graph has the shapes of the last one but for the batch: those of images do.
-
-    inputs: names and shapes.
-
-    Where lengths vary, onnxruntime's plans of memory save no time (MiniLM int8: 1% faster without them on texts of
-    random lengths, 1 to 2% slower where each has the same), and are kept for each length for good: 181 MB after 3,000
-    texts of up to 512 tokens, 155 MB without.
-    """
-    return all(isinstance(n, int) for name, shape in inputs if name != "pixel_values" for n in shape[1:])
-
-
 def create(file: str, settings: Settings) -> ort.InferenceSession:
     """A session on one graph; raises what onnxruntime raises."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = _LEVELS[settings.level]
-    options.enable_mem_pattern = settings.memory_plans
     options.log_severity_level = _QUIET
     if not settings.options.allow_spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

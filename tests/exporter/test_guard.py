@@ -197,6 +197,18 @@ def test_kept_node_is_simulated_in_fp32(plain: Bench) -> None:
     assert near < 0.25 * far
 
 
+@pytest.mark.parametrize("recipe", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+def test_every_node_that_is_kept_stays_in_fp32(plain: Bench, recipe: Recipe) -> None:
+    """The head is a Gemm, which the dynamic quantizer turns into a MatMul and an Add under other names."""
+    parts = simulate(plain.graph, plain.quantizer(recipe)(()), plain.feeds[:1]).parts
+    head = next(p.nodes for p in parts if p.nodes[0].endswith("classifier/Gemm"))
+    mixed = simulate(plain.graph, plain.quantizer(recipe)(head), plain.feeds[:1])
+    assert {p.nodes for p in mixed.parts} == {p.nodes for p in parts} - {head}
+    assert share_of_int8(plain.graph, plain.quantizer(recipe)(()), head) < share_of_int8(
+        plain.graph, plain.quantizer(recipe)(()), ()
+    )
+
+
 def test_finds_the_weights_that_int8_cannot_hold(loud: Bench) -> None:
     found = loud.guard(max_drop=0.01)
     assert not found.tried[0].within, "int8 alone must fail, or there is nothing to find"

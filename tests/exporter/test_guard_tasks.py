@@ -75,7 +75,7 @@ def _clothes() -> list[Row]:
     from pyarrow import parquet
 
     table = parquet.read_table(asset_path("fashion-mnist")).slice(0, 3400).to_pylist()
-    return [Row(image=r["image"]["bytes"], label=str(r["label"])) for r in table]
+    return [Row(image=r["image"], label=str(r["label"])) for r in table]
 
 
 def _minilm(_: Path) -> Path:
@@ -102,7 +102,7 @@ GIVEN = {
     ),
     "number": Given(
         "text-classification", _minilm, lambda: _films(number=True),
-        TuneSpec(**{**_FAST, "epochs": 2}, learning_rate=2e-4, keep_layers=(0, 5)), 1.0, regression=True,
+        TuneSpec(**{**_FAST, "epochs": 3}, learning_rate=5e-4, keep_layers=(0, 5)), 1.0, regression=True,
     ),
     "writes": Given(
         "text-generation", _small("bible-gpt", n_embd=64, n_layer=2, n_head=2, n_positions=64), _sentences,

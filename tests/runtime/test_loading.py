@@ -213,7 +213,7 @@ def test_a_bundle_of_another_task(bundle_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda g: g["inputs"][0].update(name="words"), "takes inputs"),
+        (lambda g: g["inputs"][0].update(name="position_ids"), "takes inputs"),
         (lambda g: g["inputs"][0].update(dtype="int32"), "takes inputs"),
         (lambda g: g["inputs"].pop(), "takes inputs"),
         (lambda g: g["outputs"][0].update(name="scores"), "gives outputs"),
