@@ -36,15 +36,30 @@ def section() -> str:
         memory = f"{ratio['peak_rss']['median']:.3f}" if ratio else ""
         cells = [name, f"{s['median']:.2f} s ({s['min']:.2f}–{s['max']:.2f})", f"{m['median']:.0f} MB", time, memory]
         lines.append(f"| {' | '.join(cells)} |")
-    ratio = overhead["edgewise / by hand"]
-    texts = overhead["conditions"]["texts"]
+    offline = _read("offline")
+    hand, torch = overhead["edgewise / by hand"], overhead["PyTorch eager / edgewise"]
     lines += [
         "",
-        f"One call at batch 1 takes {ratio['median']:.3f} times what tokenizer + `session.run` take by hand "
-        f"({ratio['min']:.3f}–{ratio['max']:.3f}; {texts} reviews in each of several processes, one thread).",
+        f"`import edgewise` takes {startup['import_edgewise_ms']['median']:.0f} ms. One call at batch 1 takes "
+        f"{hand['median']:.3f} times what tokenizer + `session.run` take by hand on the same session "
+        f"({hand['min']:.3f}–{hand['max']:.3f}), and PyTorch eager (fp32) {torch['median']:.1f} times as long as edgewise (int8), one "
+        "thread each.",
         "",
-        "`python benchmarks/startup.py BUNDLE` and `python benchmarks/overhead.py BUNDLE` measure this again; "
-        "their results with all conditions are in [benchmarks/results](benchmarks/results).",
+        f"2,000 movie reviews on every core take {offline['edgewise']['seconds']['median']:.1f} s, the answers bit by bit "
+        "those of batch 1; "
+        + "; ".join(
+            f"the {name} at its best batch size ({found['batch_size']}) takes "
+            f"{found['times_as_fast']['median']:.2f} times as long ({found['times_as_fast']['min']:.2f}–{found['times_as_fast']['max']:.2f})"
+            for name, found in offline["peers"].items()
+        )
+        + ".",
+        "",
+        "The machine's load (1 minute) was "
+        f"{startup['load']['median']:.0f} in the first table, {overhead['load']['median']:.0f} for the calls and "
+        f"{offline['load']['median']:.0f} for the reviews: all of them shared its two cores with other work.",
+        "",
+        "`python benchmarks/startup.py`, `overhead.py` and `offline.py` measure this again; their results with all "
+        "conditions are in [benchmarks/results](benchmarks/results).",
     ]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from edgewise.bundle import Bundle, Golden
 from edgewise.errors import BundleError, InputError
-from edgewise.runtime.many import in_order
+from edgewise.runtime.many import CLOSED, in_order
 from edgewise.runtime.session import placement
 from edgewise.types import RunSettings
 
@@ -118,7 +118,7 @@ class Model(ABC):
         """The sessions, as soon as they are made. `load` calls this last, so that a call finds them there."""
         opening = self._opening
         if opening is None:
-            raise InputError("this model was closed: load the bundle again")
+            raise InputError(CLOSED)
         self._sessions = opening()
         self.providers = tuple(self._sessions[0].get_providers())
         return self._sessions

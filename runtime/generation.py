@@ -82,7 +82,7 @@ class TextGenerator(Model):
         if isinstance(inputs, str) or _is_chat(inputs):
             (answer,) = self._many([inputs], chosen, return_full_text)
             return answer
-        if not isinstance(inputs, Sequence):
+        if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray):
             raise _refused(inputs)
         return list(self._many(inputs, chosen, return_full_text))
 
@@ -212,11 +212,9 @@ class TextGenerator(Model):
         text = render(self.bundle.path, messages, not going_on, continue_final_message=going_on)
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"a message of the chat has a lone surrogate ({text[error.start]!a}), which is no Unicode text: "
-                "decode its bytes with errors='replace'"
-            ) from error
+        except (UnicodeEncodeError, TypeError, ValueError):
+            self._encoder.encode([text])  # says what is wrong
+            raise
         if not ids:
             raise InputError("the chat template makes no text of these messages: say something")
         return ids

@@ -1,7 +1,8 @@
 """The first tokens of a text that is far longer than they are, without reading all of it.
 
-tokenizers reads a text to its end before it cuts it: some 1.3 s and 160 MB for 1 MB. Where it is certain that the
-tokens that are kept do not depend on what stands far behind them, only the beginning is read.
+tokenizers reads a text to its end before it cuts it: 0.8 s and 150 MB for 1 MB of English, and 2.2 s and 2.7 GB for
+a pair of 100 kB each. Where it is certain that the tokens that are kept do not depend on what stands far behind them,
+only the beginning is read.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgewise.errors import InputError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+CLOSED = "this model was closed: load the bundle again"
 
 _AHEAD = 4
 """Batches a thread that are read, at most, before an answer is waited for: one runs, the others wait."""
@@ -39,18 +43,49 @@ def in_order(
         return
     running: deque[Future[Sequence[Answer]]] = deque()
     try:
-        for batch in batches:
-            running.append(pool.submit(answer, batch))
-            if len(running) >= _AHEAD * parallel:
-                # Not for the first of them: woken for each answer, this thread would take the others' time.
-                running[len(running) // 2].exception()
-            while running and running[0].done():
-                yield from running.popleft().result()
+        try:
+            for batch in batches:
+                running.append(_begin(pool, answer, batch))
+                if len(running) >= _AHEAD * parallel:
+                    # Not for the first of them: woken for each answer, this thread would take the others' time.
+                    _wait(running[len(running) // 2])
+                while running and running[0].done():
+                    yield from _result(running.popleft())
+        except GeneratorExit:
+            raise
+        except BaseException:  # of what gives the items: the answers to those before it come first
+            while running:
+                yield from _result(running.popleft())
+            raise
         while running:
-            yield from running.popleft().result()
+            yield from _result(running.popleft())
     finally:
         for future in running:
             future.cancel()
+
+
+def _wait(future: Future[Any]) -> None:
+    from concurrent.futures import wait
+
+    wait((future,))
+
+
+def _begin(
+    pool: Executor, answer: Callable[[Sequence[Item]], Sequence[Answer]], batch: list[Item]
+) -> Future[Sequence[Answer]]:
+    try:
+        return pool.submit(answer, batch)
+    except RuntimeError as error:  # the pool was shut down
+        raise InputError(CLOSED) from error
+
+
+def _result(future: Future[Sequence[Answer]]) -> Sequence[Answer]:
+    from concurrent.futures import CancelledError
+
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise InputError(CLOSED) from error
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

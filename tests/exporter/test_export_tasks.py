@@ -305,11 +305,11 @@ def test_the_command_reads_rows_of_the_checkpoints_task(exported, tmp_path: Path
 
 
 @pytest.mark.parametrize("cell", ["bert tokens", "gpt2 text", "t5 text", "vit image"])
-def test_the_runtime_says_which_task_it_answers(exported, cell: str) -> None:
+def test_the_runtime_says_which_task_a_bundle_is_for(exported, cell: str) -> None:
     bundle = exported(cell)[1]["fp32"]
     read_bundle(bundle.path)
-    with pytest.raises(BundleError, match=f"for {CELLS[cell][0]}; this version of edgewise runs text-classification"):
-        edgewise.load(bundle.path)
+    with pytest.raises(BundleError, match=f"is for {CELLS[cell][0]}, not for text-classification"):
+        edgewise.load(bundle.path, task="text-classification")
 
 
 @pytest.mark.parametrize(

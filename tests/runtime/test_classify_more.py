@@ -315,7 +315,7 @@ def test_a_generator_is_read_no_further_than_needed(fp32_bundle: Path, parallel:
         answers = model(endless())
         assert read == []  # nothing before the first answer is wanted
         first = [next(answers) for _ in range(20)]
-        assert len(read) <= 20 + 2 * parallel + 1
+        assert len(read) <= 20 + 4 * parallel + 1  # as many batches a thread are held
         assert first == model([f"film number {i}" for i in range(20)])
         answers.close()
 

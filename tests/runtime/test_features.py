@@ -78,8 +78,7 @@ def test_vectors_and_states_equal_transformers_on_200_reviews(model, texts: list
 
 def test_words_that_mean_the_same_are_near(model) -> None:
     a, b, c = model(["The film was wonderful.", "A marvellous movie!", "Boil the potatoes for ten minutes."])
-    assert a @ b > 0.6
-    assert a @ c < 0.3
+    assert a @ b > a @ c + 0.3
 
 
 def test_one_text_a_list_a_pair_and_an_iterator(model, texts: list[str]) -> None:

@@ -87,8 +87,8 @@ def llama(gpt: Path, tmp_path_factory: Any) -> Path:
         for p in model.parameters():
             if p.dim() > 1:
                 p.mul_(4)
-        some = model.generate(torch.arange(20, 420)[:, None], do_sample=False, max_new_tokens=8, min_new_tokens=8)
-    often = np.bincount(some[:, 4:].ravel().numpy()).argsort()[-2:].tolist()
+        some = model.generate(torch.arange(20, 420)[:, None], do_sample=False, max_new_tokens=12, min_new_tokens=12)
+    often = np.bincount(some[:, 2:].ravel().numpy()).argsort()[-6::5].tolist()
     model.config.eos_token_id = model.generation_config.eos_token_id = often
     folder = tmp_path_factory.mktemp("llama")
     model.save_pretrained(folder)
@@ -244,13 +244,15 @@ def test_a_stream_gives_the_text_in_pieces(model, sentences) -> None:
 def test_a_stop_string_ends_the_text_before_it(model, sentences) -> None:
     for prompt in sentences[1][:30]:
         (whole,) = model.predict([prompt], max_new_tokens=16)
-        stop = whole.text[3:6]
+        stop = whole.text[3:6] or "\x01"
         (cut,) = model.predict([prompt], max_new_tokens=16, stop=["\x00", stop])
+        if stop not in whole.text:
+            assert cut == whole
+            continue
         assert cut.text == whole.text[: whole.text.find(stop)]
         assert cut.finish == "stop"
         assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
         assert "".join(model.stream(prompt, max_new_tokens=16, stop=stop)) == cut.text
-        assert model(prompt, max_new_tokens=16, stop=stop, return_full_text=False)[0]["generated_text"] in cut.text
 
 
 def test_drawing_depends_on_the_seed_alone(model, portable, sentences) -> None:
@@ -349,7 +351,7 @@ def test_any_input_is_answered_or_refused(model, text: Any) -> None:
         found = model(text, max_new_tokens=3)
     except InputError:
         return
-    for one in found if isinstance(text, list) else [found]:
+    for one in [found] if isinstance(text, str) else found:
         assert isinstance(one[0]["generated_text"], str)
 
 

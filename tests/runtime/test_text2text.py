@@ -33,14 +33,15 @@ SMALLER = {
     "d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,
     "dropout_rate": 0.0, "initializer_factor": 0.3,
 }  # fmt: skip
-TUNE = TuneSpec(epochs=2, batch_size=32, learning_rate=2e-3, max_length=24)
+LETTERS = 5
+TUNE = TuneSpec(epochs=3, batch_size=32, learning_rate=2e-3, max_length=LETTERS + 2)
 BART = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2,
     "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": 1, "init_std": 0.4,
 }  # fmt: skip
 SAID = {
-    "num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3, "min_length": 4, "max_length": 14,
+    "num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": 3, "min_length": 4, "max_length": 14,
     "length_penalty": 2.0, "forced_bos_token_id": 2, "bad_words_ids": [[5], [6, 7]], "suppress_tokens": [9],
     "renormalize_logits": True,
 }  # fmt: skip
@@ -49,14 +50,12 @@ N = 208
 
 @pytest.fixture(scope="session")
 def words() -> tuple[list[Any], list[str]]:
-    """(rows to train on, other words)."""
+    """(rows to train on, other words), all of them short."""
     share: dict[str, float | str] = {"train": 0.8, "val": 0.1, "confirm": 0.1}
-    spec = DataSpec(
-        path="asset:phonemes", text="word", target="phonemes", split=share,
-        rows={"train": 6000, "val": N, "confirm": 1},
-    )  # fmt: skip
+    spec = DataSpec(path="asset:phonemes", text="word", target="phonemes", split=share)
     splits = load_splits(spec, "text2text-generation", Path)
-    return list(splits.train), [r.text for r in splits.val]
+    train, val = ([r for r in part if len(r.text) <= LETTERS] for part in (splits.train, splits.val))
+    return train[:6000], [r.text for r in val[:N]]
 
 
 @pytest.fixture(scope="session")
@@ -129,9 +128,8 @@ def test_the_tokens_are_those_of_transformers(model, peer, bundle, words, option
     assert [list(g.token_ids) for g in alone] == wanted
     with edgewise.load(bundle, batch_size=8) as batched:
         assert batched.predict(texts, **options) == alone
-    assert {g.finish for g in alone} == ({"eos", "length"} if any(len(w) == 16 for w in wanted) else {"eos"}) or (
-        options["max_new_tokens"] < 16
-    )
+    assert {g.finish for g in alone} >= {"eos"}
+    assert [g.finish for g in alone] == ["eos" if w[-1] == 1 else "length" for w in wanted]
     assert len({g.text for g in alone}) > 150
 
 
@@ -156,15 +154,16 @@ def bart(t5: Path, tmp_path_factory: Any) -> tuple[Path, Path]:
 
 
 def test_what_the_model_asks_for_is_done_unless_a_call_asks_otherwise(bart: tuple[Path, Path], words) -> None:
-    texts = words[1][:60]
+    texts = words[1]
     peer = hf.pipeline("text2text-generation", model=str(bart[0]), device="cpu")
     model = edgewise.load(bart[1])
     for options in ({}, {"num_beams": 1}, {"num_beams": 2, "max_new_tokens": 5, "no_repeat_ngram_size": 2}):
-        found = model(texts, **options)
-        assert found == peer(texts, **options), options
-        assert len({f["generated_text"] for f in found}) > 20
+        found = [list(g.token_ids) for g in model.predict(texts, **options)]
+        assert found == written(peer, texts, **options), options
+        assert len({tuple(f) for f in found}) > 50
+    assert model(texts[:20]) == peer(texts[:20])
     assert model.predict(texts[:1])[0].token_ids[0] == SAID["forced_bos_token_id"]
-    with pytest.raises(InputError, match="num_beams is 3, and a stream shows one text: set num_beams=1"):
+    with pytest.raises(InputError, match="num_beams is 4, and a stream shows one text: set num_beams=1"):
         model.stream(texts[0])
 
 
