@@ -38,25 +38,25 @@ def section() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     offline = _read("offline")
     hand, torch = overhead["edgewise / by hand"], overhead["PyTorch eager / edgewise"]
+    between = f"({hand['min']:.3f}–{hand['max']:.3f})"
+    peers = []
+    for name, found in offline["peers"].items():
+        times = found["times_as_fast"]
+        took = f"{times['median']:.2f} times as long ({times['min']:.2f}–{times['max']:.2f})"
+        peers.append(f"the {name} at its best batch size ({found['batch_size']}) takes {took}")
+    loads = [f"{found['load']['median']:.0f}" for found in (startup, overhead, offline)]
     lines += [
         "",
         f"`import edgewise` takes {startup['import_edgewise_ms']['median']:.0f} ms. One call at batch 1 takes "
-        f"{hand['median']:.3f} times what tokenizer + `session.run` take by hand on the same session "
-        f"({hand['min']:.3f}–{hand['max']:.3f}), and PyTorch eager (fp32) {torch['median']:.1f} times as long as edgewise (int8), one "
-        "thread each.",
+        f"{hand['median']:.3f} times what tokenizer + `session.run` take by hand on the same session {between}, and "
+        f"PyTorch eager (fp32) {torch['median']:.1f} times as long as edgewise (int8), one thread each.",
         "",
-        f"2,000 movie reviews on every core take {offline['edgewise']['seconds']['median']:.1f} s, the answers bit by bit "
-        "those of batch 1; "
-        + "; ".join(
-            f"the {name} at its best batch size ({found['batch_size']}) takes "
-            f"{found['times_as_fast']['median']:.2f} times as long ({found['times_as_fast']['min']:.2f}–{found['times_as_fast']['max']:.2f})"
-            for name, found in offline["peers"].items()
-        )
-        + ".",
+        f"2,000 movie reviews on every core take {offline['edgewise']['seconds']['median']:.1f} s, the answers bit by "
+        "bit "
+        f"those of batch 1; {'; '.join(peers)}.",
         "",
-        "The machine's load (1 minute) was "
-        f"{startup['load']['median']:.0f} in the first table, {overhead['load']['median']:.0f} for the calls and "
-        f"{offline['load']['median']:.0f} for the reviews: all of them shared its two cores with other work.",
+        f"The machine's load (1 minute) was {loads[0]} in the first table, {loads[1]} for the calls and {loads[2]} for "
+        "the reviews: all of them shared its two cores with other work.",
         "",
         "`python benchmarks/startup.py`, `overhead.py` and `offline.py` measure this again; their results with all "
         "conditions are in [benchmarks/results](benchmarks/results).",
