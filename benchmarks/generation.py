@@ -137,28 +137,24 @@ def _genai_folders(source: Path) -> None:
     """WORK/genai-fp32 and genai-int4 (our graphs), genai-own-int4 (its builder's)."""
     import shutil
 
-    wanted = {"fp32": "fp32", "own-int4": "int4"}
-    for name, precision in wanted.items():
-        folder = WORK / f"genai-{name}"
-        if not (folder / "genai_config.json").is_file():
-            from onnxruntime_genai.models.builder import create_model
+    own = WORK / "genai-own-int4"
+    if not (own / "genai_config.json").is_file():
+        from onnxruntime_genai.models.builder import create_model
 
-            create_model(
-                None, str(source), str(folder), precision, "cpu", str(WORK / "cache"), hf_token="false", hf_remote=False
-            )
+        cache = str(WORK / "cache")
+        create_model(None, str(source), str(own), "int4", "cpu", cache, hf_token="false", hf_remote=False)
     for precision in ("fp32", "int4"):
         folder = WORK / f"genai-{precision}"
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.onnx*"):
             old.unlink()
-        shutil.copyfile(WORK / "genai-own-int4" / "genai_config.json", folder / "genai_config.json")
+        shutil.copyfile(own / "genai_config.json", folder / "genai_config.json")
         for file in (WORK / "SmolLM2" / f"{precision}-in-place" / "onnx").iterdir():
             os.link(file, folder / file.name)
 
 
 def ways_of(family: str, threads: int) -> tuple[dict[str, Way], dict[str, Path], list[str]]:
     """(way -> text and number of tokens to the ids written, its bundles, the texts)."""
-    steps = STEPS[family]
     if family == "T5":
         bundle = FORMS / "T5" / "bundles" / "fp32"
         return {
@@ -170,7 +166,7 @@ def ways_of(family: str, threads: int) -> tuple[dict[str, Way], dict[str, Path],
         return {
             "edgewise": edgewise_way(bundle, threads), "loop": portable_loop(bundle, threads),
             "Optimum": optimum(bundle, threads, "text-generation"),
-        }, {"fp32": bundle}, sentences(6, 12)  # fmt: skip
+        }, {"fp32": bundle}, sentences(6, 4)  # fmt: skip
     smollm2 = WORK / "SmolLM2"
     precision = family.rpartition(" ")[2]
     placed = smollm2 / f"{precision}-in-place"

@@ -95,6 +95,9 @@ def decode(cache: Cache, scores: np.ndarray, rows: Sequence[Row], options: Optio
     scores: float32 [rows, vocabulary], of the first token to write.
     """
     rules, ends = rules_of(options), options.eos_token_id
+    if len(rows) == 1 and not rules and not options.do_sample:
+        yield from _decode_alone(cache, scores, rows[0], ends)
+        return
     while True:
         tokens = _choose(scores, rows, options, rules)
         over = [row.add(token, ends) for row, token in zip(rows, tokens.tolist(), strict=True)]
@@ -105,6 +108,21 @@ def decode(cache: Cache, scores: np.ndarray, rows: Sequence[Row], options: Optio
                 return
             rows, tokens = [rows[i] for i in going], tokens[going]
             cache.keep(np.array(going))
+        scores = cache.step(tokens)
+
+
+def _decode_alone(cache: Cache, scores: np.ndarray, row: Row, ends: Sequence[int]) -> Iterator[None]:
+    """The best token each time, with as little as can be done between two calls of the graph."""
+    tokens = np.zeros(1, np.int64)
+    while True:
+        token = int(scores.argmax())
+        if not scores[0, token] > -np.inf:
+            check_score(float(scores[0, token]))
+        over = row.add(token, ends)
+        yield
+        if over:
+            return
+        tokens[0] = token
         scores = cache.step(tokens)
 
 
