@@ -42,23 +42,26 @@ def in_order(
             yield from answer(batch)
         return
     running: deque[Future[Sequence[Answer]]] = deque()
+    unread: Exception | None = None
     try:
-        try:
-            for batch in batches:
-                running.append(_begin(pool, answer, batch))
-                if len(running) >= _AHEAD * parallel:
-                    # Not for the first of them: woken for each answer, this thread would take the others' time.
-                    _wait(running[len(running) // 2])
-                while running and running[0].done():
-                    yield from _result(running.popleft())
-        except GeneratorExit:
-            raise
-        except BaseException:  # of what gives the items: the answers to those before it come first
-            while running:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except Exception as error:  # of what gives the items: the answers to those before it come first
+                unread = error
+                break
+            running.append(_begin(pool, answer, batch))
+            if len(running) >= _AHEAD * parallel:
+                # Not for the first of them: woken for each answer, this thread would take the others' time.
+                _wait(running[len(running) // 2])
+            while running and running[0].done():
                 yield from _result(running.popleft())
-            raise
         while running:
             yield from _result(running.popleft())
+        if unread is not None:
+            raise unread
     finally:
         for future in running:
             future.cancel()
