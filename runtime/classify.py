@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from edgewise.bundle import Golden
 from edgewise.errors import EdgewiseError, InputError
 from edgewise.runtime.base import Model, Opened, is_iterator
+from edgewise.runtime.labels import choose
 from edgewise.runtime.text import TextEncoder, TextInput, text_of, texts_of
 
 if TYPE_CHECKING:  # few need windows, and a start is short
@@ -170,15 +171,7 @@ class TextClassifier(Model):
         return scores
 
     def _choose(self, scores: tuple[float, ...]) -> tuple[int, tuple[str, ...]]:
-        """(index of the answer, every label that is said)."""
-        best = max(range(len(scores)), key=scores.__getitem__)
-        limit = self.run.threshold
-        if self._several:
-            limit = 0.5 if limit is None else limit
-            return best, tuple(label for label, score in zip(self.labels, scores, strict=True) if score >= limit)
-        if limit is not None:
-            best = int(scores[1] >= limit)
-        return best, (self.labels[best],)
+        return choose(scores, self.labels, self.run.threshold, self._several)
 
     def _as_dicts(self, prediction: Prediction, top_k: int | None) -> list[dict[str, Any]]:
         if top_k == 1:

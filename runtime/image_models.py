@@ -14,6 +14,7 @@ from edgewise.bundle import Golden
 from edgewise.errors import BundleError, EdgewiseError, InputError
 from edgewise.runtime.base import Model, Opened, is_iterator
 from edgewise.runtime.image_input import ImageEncoder, ImageInput, golden_bytes
+from edgewise.runtime.labels import choose
 
 Function = Literal["softmax", "sigmoid", "none"]
 """What makes scores of the graph's numbers."""
@@ -147,7 +148,7 @@ class ImageClassifier(ImageModel):
         for row in _scored(self._outputs(items), function or self._function).tolist():
             order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
             if function is None and self.run.threshold is not None:
-                best = self._best(row)
+                best, _ = self._choose(row)
                 order.sort(key=lambda i: i != best)  # the label that the threshold says stands first
             answers.append([{"label": self.labels[i], "score": row[i]} for i in order[:top_k]])
         return answers
@@ -156,22 +157,12 @@ class ImageClassifier(ImageModel):
         logits = self._outputs(items)
         answers = []
         for row, numbers in zip(_scored(logits, self._function).tolist(), logits.tolist(), strict=True):
-            best = self._best(row)
-            said = self._said(row, best)
+            best, said = self._choose(row)
             answers.append(ImagePrediction(self.labels[best], best, row[best], tuple(row), tuple(numbers), said))
         return answers
 
-    def _best(self, scores: Sequence[float]) -> int:
-        limit = self.run.threshold
-        if limit is not None and not self._several:
-            return int(scores[1] >= limit)
-        return max(range(len(scores)), key=scores.__getitem__)
-
-    def _said(self, scores: Sequence[float], best: int) -> tuple[str, ...]:
-        if not self._several:
-            return (self.labels[best],)
-        limit = 0.5 if self.run.threshold is None else self.run.threshold
-        return tuple(label for label, score in zip(self.labels, scores, strict=True) if score >= limit)
+    def _choose(self, scores: Sequence[float]) -> tuple[int, tuple[str, ...]]:
+        return choose(scores, self.labels, self.run.threshold, self._several)
 
     def golden(self, item: ImageInput) -> Golden:
         """One image, made small, with its logits."""
