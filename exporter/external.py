@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+Content = Callable[[Any, Path], bytes | None]
+"""(onnx.TensorProto, the folder of its data) -> its values, as `content` gives them."""
 
 _LIMIT = 2**31 - 2**26
 """Bytes of weights that a protobuf file takes: its limit of 2 GiB, less 64 MiB for nodes, names and shapes."""
@@ -31,19 +34,23 @@ def externalize(graph: Path, out: Path, threshold: int = 1024) -> Path:
     return save_external(onnx.load(graph, load_external_data=False), graph.parent, out, threshold)
 
 
-def save_external(model: Any, folder: Path, out: Path, threshold: int = 1024) -> Path:
-    """As `externalize`, for an onnx.ModelProto, which is changed; data that it keeps outside lies in `folder`."""
+def save_external(model: Any, folder: Path, out: Path, threshold: int = 1024, read: Content | None = None) -> Path:
+    """As `externalize`, for an onnx.ModelProto, which is changed; data that it keeps outside lies in `folder`.
+
+    read: gives the values of a weight; `content` unless given.
+    """
     import onnx
 
+    read = read or content
     data = out.with_name(f"{out.name}_data")
     written = data.with_name(f"{data.name}.partial")
     with written.open("wb") as file:
         for tensor in weights(model.graph):
-            if (content := _content(tensor, folder)) is not None:
-                if len(content) >= threshold:
-                    _move(tensor, content, file, data.name)
+            if (found := read(tensor, folder)) is not None:
+                if len(found) >= threshold:
+                    _move(tensor, found, file, data.name)
                 elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-                    _keep_inside(tensor, content)
+                    _keep_inside(tensor, found)
     any_outside = written.stat().st_size > 0
     # A new graph over a file it was read from: the old data goes only now that all of it was read.
     (written.replace if any_outside else lambda _: written.unlink())(data)
@@ -55,12 +62,19 @@ def save_external(model: Any, folder: Path, out: Path, threshold: int = 1024) ->
     return out
 
 
-def save_graph(model: Any, out: Path) -> Path:
-    """Write an onnx.ModelProto with its weights inside to one file, or with `<out>_data` where that is too large."""
+def save_graph(model: Any, out: Path, folder: Path | None = None, read: Content | None = None) -> Path:
+    """Write an onnx.ModelProto with its weights inside to one file, or with `<out>_data` where that is too large.
+
+    folder: where data that it keeps outside lies; that of `out` unless given. read: as for `save_external`.
+    """
     import onnx
 
+    read, folder = read or content, folder or out.parent
     if needs_external(sum(weight_bytes(tensor) for tensor in weights(model.graph))):
-        return save_external(model, out.parent, out)
+        return save_external(model, folder, out, read=read)
+    for tensor in weights(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and (found := read(tensor, folder)) is not None:
+            _keep_inside(tensor, found)
     partial = out.with_name(f"{out.name}.partial")
     onnx.save(model, partial)
     partial.replace(out)
@@ -99,29 +113,35 @@ def weight_bytes(tensor: Any) -> int:
     return int(math.prod(tensor.dims) * bits + 7) // 8
 
 
-def _content(tensor: Any, folder: Path) -> bytes | None:
-    """The values as raw little-endian bytes; None for text, which cannot stand outside."""
+def content(tensor: Any, folder: Path) -> bytes | None:
+    """The values as raw little-endian bytes; None for text, which cannot stand outside.
+
+    folder: where they lie, if outside. The tensor stays as it is.
+    """
     import onnx
 
     if tensor.data_type == onnx.TensorProto.STRING:
         return None
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        return bytes(tensor.raw_data)
+        # Into a message of its own: a model's keeps the memory of what once stood in it until the whole model goes.
+        alone = onnx.TensorProto()
+        alone.CopyFrom(tensor)
+        onnx.external_data_helper.load_external_data_for_tensor(alone, str(folder))
+        return bytes(alone.raw_data)
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
     packed = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
     return bytes(packed.raw_data)
 
 
-def _move(tensor: Any, content: bytes, file: BinaryIO, location: str) -> None:
+def _move(tensor: Any, found: bytes, file: BinaryIO, location: str) -> None:
     import onnx
 
-    step = _PAGE if len(content) >= _LARGE else _LINE
+    step = _PAGE if len(found) >= _LARGE else _LINE
     file.write(b"\0" * (-file.tell() % step))
     kept = {"name": tensor.name, "data_type": tensor.data_type, "dims": list(tensor.dims)}
-    places = {"location": location, "offset": str(file.tell()), "length": str(len(content))}
-    file.write(content)
+    places = {"location": location, "offset": str(file.tell()), "length": str(len(found))}
+    file.write(found)
     tensor.Clear()
     tensor.name, tensor.data_type = kept["name"], kept["data_type"]
     tensor.dims.extend(kept["dims"])
@@ -130,9 +150,9 @@ def _move(tensor: Any, content: bytes, file: BinaryIO, location: str) -> None:
         tensor.external_data.add(key=key, value=value)
 
 
-def _keep_inside(tensor: Any, content: bytes) -> None:
+def _keep_inside(tensor: Any, found: bytes) -> None:
     import onnx
 
-    tensor.raw_data = content
+    tensor.raw_data = found
     tensor.data_location = onnx.TensorProto.DEFAULT
     del tensor.external_data[:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from edgewise.errors import DataError, PlanError
 from edgewise.exporter.external import save_external, save_graph, subgraphs, weights
 from edgewise.exporter.fused import element_types
+from edgewise.exporter.lean_half import convert_apart, half_content
+from edgewise.exporter.lean_trace import free_memory
 from edgewise.exporter.sessions import Feeds, positions
 from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
 
@@ -29,7 +32,8 @@ def to_half(graph: Path, out: Path, feeds: Sequence[Feeds]) -> tuple[str, ...]:
 
     Inputs and outputs keep their types. In fp32 stay the nodes that read or write a number beyond the range of fp16 on
     one of the sample inputs (a weight beyond LARGEST, an activation beyond LARGEST / SAFETY), found by running the
-    graph on the CPU, and node types that the converter of onnxruntime.transformers never converts (Range, CumSum...).
+    graph on the CPU, those that only count (`_counting`), and node types that the converter of onnxruntime.transformers
+    never converts (Range, CumSum...).
     Masks of about -3.4e38 become -8000, which fp16 holds with a score added.
 
     feeds: inputs by name; an empty key-value cache and positions are added where the graph takes them.
@@ -39,6 +43,7 @@ def to_half(graph: Path, out: Path, feeds: Sequence[Feeds]) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial") as place:
         source = _soften_graph(graph, Path(place) / graph.name)
         kept = _overflowing(source, feeds)
+        free_memory()  # of the runs that found them
         _convert(source, out, kept)
     return kept
 
@@ -56,6 +61,7 @@ def half_seq2seq(source: Path, out: Path, feeds: Sequence[Feeds]) -> tuple[str, 
         graphs = {name: _soften_graph(source / name, Path(place) / name) for name in given}
         found = {name: _overflowing(graphs[name], given[name]) for name in given}
         both = {*found[DECODER], *found[DECODER_WITH_PAST]}
+        free_memory()  # of the runs that found them
         _convert(graphs[ENCODER], out / ENCODER, found[ENCODER])
         for name in (DECODER, DECODER_WITH_PAST):
             _convert(graphs[name], out / name, tuple(both))
@@ -69,11 +75,12 @@ def half_seq2seq(source: Path, out: Path, feeds: Sequence[Feeds]) -> tuple[str, 
 def _soften_graph(graph: Path, out: Path) -> Path:
     """Write the graph with masks that fp16 can hold and a name for each node; returns `out`.
 
-    Its weights lie outside, so that the graphs that are made of it to look into it share one copy.
+    Its weights lie outside, so that the graphs that are made of it to look into it share one copy, and the converter
+    need not hold them.
     """
     import onnx
 
-    model = onnx.load(graph)
+    model, folder = onnx.load(graph, load_external_data=False), graph.parent
     if sum(1 for _ in subgraphs(model.graph)) > 1:
         raise PlanError(
             f"{graph.name} has branches, and the fp16 converter puts the casts of a branch outside of it: "
@@ -83,20 +90,25 @@ def _soften_graph(graph: Path, out: Path) -> Path:
     for i, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{i}"
         for attribute in node.attribute:
-            if attribute.HasField("t") and not clamps & set(node.output):
-                _soften(attribute.t)
+            if attribute.HasField("t"):
+                if attribute.t.data_location == onnx.TensorProto.EXTERNAL:
+                    onnx.external_data_helper.load_external_data_for_tensor(attribute.t, str(folder))
+                    attribute.t.data_location = onnx.TensorProto.DEFAULT
+                if not clamps & set(node.output):
+                    _soften(attribute.t, folder)
     for tensor in model.graph.initializer:
         if tensor.name not in clamps:
-            _soften(tensor)
-    return save_external(model, graph.parent, out)
+            _soften(tensor, folder)
+    return save_external(model, folder, out)
 
 
-def _soften(tensor: Any) -> None:
+def _soften(tensor: Any, folder: Path) -> None:
+    """folder: where its values lie, if outside the graph."""
     import onnx
 
     if tensor.data_type != onnx.TensorProto.FLOAT:
         return
-    values = onnx.numpy_helper.to_array(tensor)
+    values = onnx.numpy_helper.to_array(tensor, str(folder))
     masks = np.isfinite(values) & (values < -1e30)
     if masks.any():
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.where(masks, np.float32(_MASK), values), tensor.name))
@@ -106,7 +118,7 @@ def _soften(tensor: Any) -> None:
 
 
 def _overflowing(graph: Path, feeds: Sequence[Feeds]) -> tuple[str, ...]:
-    """Names of the nodes that read or write what fp16 cannot hold, in the order of the graph."""
+    """Names of the nodes that read or write what fp16 cannot hold, or that count, in the order of the graph."""
     import onnx
 
     if not feeds:
@@ -114,7 +126,36 @@ def _overflowing(graph: Path, feeds: Sequence[Feeds]) -> tuple[str, ...]:
     model = onnx.load(graph, load_external_data=False)
     large = {t.name for t in weights(model.graph) if _peak_of_weight(t, graph.parent) > LARGEST}
     large |= {name for name, peak in _peaks(graph, feeds).items() if peak * SAFETY > LARGEST}
-    return tuple(n.name for n in model.graph.node if large & {*n.input, *n.output})
+    counting = _counting(model.graph, element_types(graph))
+    return tuple(n.name for n in model.graph.node if n.name in counting or large & {*n.input, *n.output})
+
+
+def _counting(graph: Any, kinds: Mapping[str, int]) -> set[str]:
+    """Names of the nodes whose float32 numbers only become integers, as the side of an image from its patches.
+
+    fp16 counts to 2048. And on a CPU onnxruntime 1.32 does not fold its Pow, so that it no longer knows the side of
+    DINOv2's position embeddings, moves their Transpose behind the Resize, and refuses to run that.
+    kinds: element type by the name of a tensor.
+    """
+    import onnx
+
+    types = onnx.TensorProto
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs, found = {o.name for o in graph.output}, set[str]()
+
+    def counts(reader: Any) -> bool:
+        cast = reader.op_type == "Cast" and reader.attribute[0].i in (types.INT32, types.INT64)
+        return cast or reader.name in found
+
+    for node in reversed(graph.node):  # who reads stands behind
+        reading = [reader for name in node.output for reader in readers.get(name, ())]
+        floats = all(kinds.get(name) == types.FLOAT for name in node.output)
+        if reading and floats and not outputs & set(node.output) and all(map(counts, reading)):
+            found.add(node.name)
+    return found
 
 
 def _peak_of_weight(tensor: Any, folder: Path) -> float:
@@ -226,13 +267,10 @@ def _run(session: Any, feeds: Feeds) -> dict[str, np.ndarray]:
 
 
 def _convert(graph: Path, out: Path, kept: Sequence[str]) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    # By path: onnx infers shapes of more than 2 GB only in files.
-    model = convert_float_to_float16(str(graph), keep_io_types=True, node_block_list=list(kept))
+    model, waiting = convert_apart(graph, kept)
     _join_kept(model.graph)
     _sort(model.graph)
-    save_graph(model, out)
+    save_graph(model, out, graph.parent, partial(half_content, waiting=waiting))
 
 
 def _join_kept(graph: Any) -> None:

@@ -84,6 +84,7 @@ def prove(draft: Bundle, made: Made, validation: Validation) -> dict[str, Any]:
         ours = read_ours(graphs, base.probes, base.written)
         del graphs  # large ones would stand in memory twice
         proof = {"parity": found, "loads_in": graphs_load_in(draft, ours, base.probes, base.written)}
+        del ours  # the logits of a whole vocabulary
     script = loads_in_transformersjs(
         draft.path, base.task, base.texts[:_SCRIPT_TEXTS], pooling=validation.pooling or "mean",
         normalize=bool(draft.manifest.preprocessing.get("normalize")),

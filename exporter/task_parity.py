@@ -195,6 +195,7 @@ def graphs_load_in(bundle: Bundle, ours: Ours, probes: Sequence[Probe], written:
         )
     except Exception as error:  # whatever Optimum raises is the finding
         return {key: failed(error) for key in keys}
+    free_memory()  # of the opening
     singles = [p for p in probes if p.name != "padded batch"]
     for key, chosen in (("optimum", singles), ("optimum_batched", [p for p in probes if p.name == "padded batch"])):
         try:

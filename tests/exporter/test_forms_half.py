@@ -92,6 +92,22 @@ def test_a_bert_is_all_fp16_and_close(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=2e-2 * np.abs(expected).max())
 
 
+def test_where_the_weights_lie_changes_nothing(tmp_path: Path) -> None:
+    graph = bert(tmp_path)
+    to_half(graph, tmp_path / "half.onnx", [BERT_FEEDS])
+    # As Optimum saves what is large: the tensors of constant nodes stand outside too.
+    everything = {"save_as_external_data": True, "size_threshold": 0, "convert_attribute": True}
+    onnx.save(onnx.load(graph), tmp_path / "apart.onnx", location="apart.onnx_data", **everything)
+    assert (tmp_path / "apart.onnx_data").stat().st_size > 0.5 * graph.stat().st_size
+    to_half(tmp_path / "apart.onnx", tmp_path / "again.onnx", [BERT_FEEDS])
+    assert not (tmp_path / "again.onnx_data").exists()
+    found, expected = (onnx.load(tmp_path / name) for name in ("again.onnx", "half.onnx"))
+    assert [n.op_type for n in found.graph.node] == [n.op_type for n in expected.graph.node]
+    for ours, theirs in zip(weights(found.graph), weights(expected.graph), strict=True):
+        assert (ours.name, ours.data_type, ours.raw_data) == (theirs.name, theirs.data_type, theirs.raw_data)
+    np.testing.assert_array_equal(run(tmp_path / "again.onnx", BERT_FEEDS), run(tmp_path / "half.onnx", BERT_FEEDS))
+
+
 def test_masks_stay_finite_with_a_score_added(tmp_path: Path) -> None:
     to_half(bert(tmp_path), tmp_path / "half.onnx", [BERT_FEEDS])
     nothing = {**BERT_FEEDS, "attention_mask": np.zeros_like(MASK)}  # every place masked
