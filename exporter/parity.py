@@ -104,6 +104,7 @@ def compare(model: TextClassifier, cases: Sequence[Case], recipe: Recipe) -> dic
     worst_abs, worst_rel, worst_case = 0.0, 0.0, ""
     agree, total = 0.0, 0
     by_batch = 0.0
+    span = np.ptp(np.concatenate([case.logits for case in cases]), axis=0)
     for case in cases:
         got = model.logits(case.items)
         for item, ids in zip(case.items, case.input_ids, strict=True):
@@ -115,7 +116,7 @@ def compare(model: TextClassifier, cases: Sequence[Case], recipe: Recipe) -> dic
         if difference.max() > worst_abs:
             worst_abs, worst_case = float(difference.max()), case.name
         worst_rel = max(worst_rel, float((difference / np.maximum(np.abs(case.logits), 1e-6)).max()))
-        agree += float(agreement(got, case.logits, problem_type).sum())
+        agree += float(agreement(got, case.logits, problem_type, span).sum())
         total += len(case.items)
         if len(case.items) > 1:
             alone = np.concatenate([model.logits([item]) for item in case.items])
@@ -135,18 +136,19 @@ def compare(model: TextClassifier, cases: Sequence[Case], recipe: Recipe) -> dic
     return parity
 
 
-def agreement(got: np.ndarray, wanted: np.ndarray, problem_type: str | None) -> np.ndarray:
+def agreement(got: np.ndarray, wanted: np.ndarray, problem_type: str | None, span: np.ndarray) -> np.ndarray:
     """How far each answer [n, labels] decides as PyTorch does, from 0 to 1: float [n].
 
     One label a text: the same label. Several: the share of labels on the same side of 0 (a score of 0.5). Regression:
-    1 where the number is within 0.1 or a tenth of PyTorch's.
+    1 where the number is off by at most a tenth of PyTorch's, or of `span`, the range of PyTorch's answers to all
+    inputs [labels]: numbers near 0 are no more exact than the others, and a unit is the user's choice.
     """
     import numpy as np
 
     if problem_type == "multi_label_classification":
         same: np.ndarray = ((got > 0) == (wanted > 0)).mean(-1)
     elif problem_type == "regression":
-        same = (np.abs(got - wanted) <= np.maximum(0.1, 0.1 * np.abs(wanted))).all(-1).astype(float)
+        same = (np.abs(got - wanted) <= 0.1 * np.maximum(span, np.abs(wanted))).all(-1).astype(float)
     else:
         same = (got.argmax(-1) == wanted.argmax(-1)).astype(float)
     return same

@@ -94,6 +94,20 @@ def train_once() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def kept_words() -> Callable[[Bundle, Path], list[int]]:
+    """(bundle, its checkpoint) -> for each token of the bundle its id in the checkpoint's vocabulary.
+
+    So numbers of a smaller vocabulary can be held against the same words of the whole one.
+    """
+
+    def read(bundle: Bundle, checkpoint: Path) -> list[int]:
+        small, full = (hf.AutoTokenizer.from_pretrained(f).get_vocab() for f in (bundle.path, checkpoint))
+        return [full[token] for token in sorted(small, key=small.__getitem__)]
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def hold() -> Callable[..., None]:
     """(bundle, answers, PyTorch's) -> nothing, or an assertion that fails.
 

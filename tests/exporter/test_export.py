@@ -17,7 +17,7 @@ from edgewise.data import Row
 from edgewise.errors import BundleError, CheckpointError, DataError, NoSpaceError, ParityError, PlanError, UserError
 from edgewise.exporter import build, export, forms, import_onnx
 from edgewise.exporter.graphs import read_graph
-from edgewise.exporter.parity import Case, compare
+from edgewise.exporter.parity import Case, agreement, compare
 from edgewise.types import Recipe
 
 
@@ -251,3 +251,13 @@ def test_graph_description_counts_external_data(fp32_bundle: Path, tmp_path: Pat
     inside = read_graph(fp32_bundle, "onnx/model.onnx", "none")
     assert replace(info, file="", bytes_by_part={}) == replace(inside, file="", bytes_by_part={})
     assert info.bytes_by_part["embeddings"] == inside.bytes_by_part["embeddings"]
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 1000.0])
+def test_a_number_is_compared_in_the_range_of_the_answers(unit: float) -> None:
+    """A unit is the user's choice, and what stands near 0 is no more exact than the rest."""
+    wanted = unit * np.array([[-2.0], [-0.5], [0.0], [0.1], [2.0]])
+    span = np.ptp(wanted, axis=0)
+    assert agreement(wanted + 0.3 * unit, wanted, "regression", span).tolist() == [1.0] * 5
+    assert agreement(wanted + 0.5 * unit, wanted, "regression", span).tolist() == [0.0] * 5
+    assert agreement(0 * wanted, wanted, "regression", span).mean() < 0.8  # one that always says the same

@@ -5,7 +5,7 @@ Cells and where the weights come from:
 | cell | weights |
 |---|---|
 | BERT, one label, several, a number, pairs, tags | MiniLM, two layers of it, fine-tuned |
-| BERT, features | MiniLM as it is |
+| BERT, features | MiniLM, two layers of it |
 | BERT, masked words | the ALBERT of chemistry as it is |
 | GPT, text | a GPT-2 and a Llama, trained from their configs on the King James Bible; SmolLM2 in test_in_place.py |
 | GPT, one label | that GPT-2, fine-tuned |
@@ -15,6 +15,7 @@ T5 stands in test_real_t5.py, ViT in test_real_vit.py. Checkpoints are kept in t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,9 +29,8 @@ import torch
 import transformers as hf
 
 from edgewise.assets import asset_path
-from edgewise.bundle import Bundle
 from edgewise.data import Row, load_rows, load_splits
-from edgewise.exporter import export
+from edgewise.exporter import ExportResult, export
 from edgewise.exporter.forms import all_recipes
 from edgewise.plan import DataSpec, TuneSpec
 from edgewise.trainer import evaluate_checkpoint
@@ -48,6 +48,7 @@ PARTS = {
     "PlaceName": "place", "ZipCode": "zip code", "OccupancyIdentifier": "number of a room or a floor",
     "StreetNamePreDirectional": "north, south, east or west", "StreetNamePostType": "street, road or avenue",
 }  # fmt: skip
+COMPARED = slice(-24, None)
 REACTIONS = (
     "CC(=O)O.OCC>>CC(=O)OCC", "CC(=O)OC(C)=O.Nc1ccccc1>>CC(=O)Nc1ccccc1", "BrCc1ccccc1.N>>NCc1ccccc1",
     "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F", "O=Cc1ccccc1.CO>>COC(OC)c1ccccc1",
@@ -90,6 +91,10 @@ CELLS = {
     "llama text": Cell("text-generation", "llama"),
     "gpt2 one": Cell(CLASSES, "gpt2"),
 }
+REFUSED = {("albert mask", "fp32-o3"): "differs from PyTorch by 0.2"}
+"""What the parity proof does not let pass, and its reason: the tanh form of GELU, twelve times with the same weights,
+moves a word's number by 0.23, of 22 at the most. All 1,067 words stay the same, but 0.05 is allowed.
+"""
 EVERY = [(name, recipe) for name, cell in CELLS.items() for recipe in cell.recipes]
 pytestmark = pytest.mark.slow
 
@@ -99,7 +104,7 @@ pytestmark = pytest.mark.slow
 
 @cache
 def rows_of(name: str) -> tuple[Row, ...]:
-    """Real rows, in a fixed order: the last 40 are not trained on."""
+    """Real rows, in a fixed order: the last 40 are not trained on, and of these `COMPARED` are compared."""
     makers: dict[str, Callable[[], tuple[Row, ...]]] = {
         "bert several": lambda: parts_of_addresses(paired=False), "bert tags": addresses,
         "bert pair": lambda: parts_of_addresses(paired=True),
@@ -165,9 +170,13 @@ def checkpoint(
     """Name of a cell -> its checkpoint, trained for some seconds where it is not ready."""
 
     def make(name: str) -> Path:
-        ready = {"bert one": tuned, "bert features": minilm, "albert mask": asset_path("rxn-albert")}
+        ready = {"bert one": tuned, "albert mask": asset_path("rxn-albert")}
         if name in ready:
             return ready[name]
+        if name == "bert features":
+            folder = Path(shutil.copytree(minilm, tmp_path_factory.mktemp("features") / "source"))
+            hf.AutoModel.from_pretrained(minilm, num_hidden_layers=len(LAYERS)).save_pretrained(folder)
+            return folder
         source, rate = minilm, 5e-4
         layers: tuple[int, ...] | None = LAYERS
         if name.endswith("text"):
@@ -202,19 +211,20 @@ def written_config(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Bundle]]]:
-    """Name of a cell -> (its checkpoint, its bundles by recipe), made once."""
-    kept: dict[str, tuple[Path, dict[str, Bundle]]] = {}
+def made(
+    checkpoint: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, ExportResult]]]:
+    """Name of a cell -> (its checkpoint, what came of each recipe), made once."""
+    kept: dict[str, tuple[Path, dict[str, ExportResult]]] = {}
 
-    def make(name: str) -> tuple[Path, dict[str, Bundle]]:
+    def make(name: str) -> tuple[Path, dict[str, ExportResult]]:
         if name not in kept:
             folder, cell, rows = checkpoint(name), CELLS[name], rows_of(name)
             out = tmp_path_factory.mktemp(name.replace(" ", "-"))
-            # The last rows, which are compared, are given too: a smaller vocabulary is that of the texts it was given.
-            given = {"calibration": (*rows[-40:-8], *rows[:40]), "validation": rows[-16:]}
+            # What is compared is given too: a smaller vocabulary promises nothing of other texts.
+            given = {"calibration": (*rows[-40:], *rows[:40]), "validation": rows[-16:]}
             results = export(folder, ["all"], out=out, task=cell.task, **given)
-            assert [(r.recipe.name, r.reason) for r in results if r.reason] == []
-            kept[name] = folder, {r.recipe.name: r.bundle for r in results if r.bundle is not None}
+            kept[name] = folder, {r.recipe.name: r for r in results}
         return kept[name]
 
     return make
@@ -265,7 +275,7 @@ def pytorch(made: Any) -> Callable[[str], tuple[np.ndarray, list[str]]]:
     def ask(name: str) -> tuple[np.ndarray, list[str]]:
         folder, cell = made(name)[0], CELLS[name]
         model = getattr(hf, EXPORT_CLASSES[cell.task]).from_pretrained(folder, dtype=torch.float32).eval()
-        rows = rows_of(name)[-24:]
+        rows = rows_of(name)[COMPARED]
         written = written_by(model, folder, rows[:8]) if cell.task == "text-generation" else []
         return answers(model, folder, cell, rows), written
 
@@ -284,19 +294,24 @@ def test_a_model_that_is_trained_here_has_learned(name: str, checkpoint: Any) ->
 
 
 @pytest.mark.parametrize(("name", "recipe"), EVERY)
-def test_a_recipe_answers_as_pytorch_does(name: str, recipe: str, made: Any, pytorch: Any, hold: Any) -> None:
-    bundle: Bundle = made(name)[1][recipe]
-    cell, manifest = CELLS[name], bundle.manifest
-    wanted, texts = pytorch(name)
-    peer = getattr(ort_models, EXPORT_CLASSES[cell.task].replace("AutoModel", "ORTModel", 1)).from_pretrained(
-        bundle.path
-    )
+def test_a_recipe_answers_as_pytorch_does(
+    name: str, recipe: str, made: Any, pytorch: Any, hold: Any, kept_words: Any
+) -> None:
+    checkpoint, results = made(name)
+    bundle, cell, rows = results[recipe].bundle, CELLS[name], rows_of(name)[COMPARED]
+    if (name, recipe) in REFUSED:
+        assert bundle is None
+        assert REFUSED[name, recipe] in results[recipe].reason
+        return
+    assert bundle is not None, results[recipe].reason
+    manifest, (wanted, texts) = bundle.manifest, pytorch(name)
+    peer = PEERS[cell.task].from_pretrained(bundle.path)
     print(name, recipe, manifest.parity)
-    # Ids of another vocabulary are other decisions of a language model; what it writes can be compared.
-    if manifest.recipe.vocabulary == "full" or cell.task not in ("text-generation", "fill-mask"):
-        hold(bundle, answers(peer, bundle.path, cell, rows_of(name)[-24:]), wanted)
+    if cell.task in ("text-generation", "fill-mask"):
+        wanted = wanted[:, kept_words(bundle, checkpoint)]
+    hold(bundle, answers(peer, bundle.path, cell, rows), wanted)
     if cell.task == "text-generation":
-        written = written_by(peer, bundle.path, rows_of(name)[-24:-16])
+        written = written_by(peer, bundle.path, rows[:8])
         same = np.mean([a == b for a, b in zip(written, texts, strict=True)])
         print(written, texts)
         assert same >= {"fp32": 1.0, "fp16": 0.7, "int8-weights": 0.5}.get(manifest.recipe.precision, 0.0)

@@ -35,9 +35,15 @@ LETTERS = 5
 TUNE = TuneSpec(epochs=2, batch_size=32, learning_rate=2e-3, max_length=16)
 OPTIONS = ("fp32+offline=true", "fp32+external=true", "int8-dynamic+reduce_range=true", "int4-weights+block_size=128")
 RECIPES = (*(r.name for r in all_recipes("text2text-generation", "t5", rows=True)), *OPTIONS)
-SAME_WORDS = {"fp32": 1.0, "fp16": 0.95, "int8-weights": 0.9, "int8-dynamic": 0.7, "int4-weights": 0.5}
-"""Share of words that are written as PyTorch writes them, all sounds of them."""
+SAME_WORDS = {"fp32": 1.0, "fp16": 0.95, "int8-weights": 0.95, "int8-dynamic": 0.9, "int4-weights": 0.8}
+"""Share of words that are written as PyTorch writes them, all sounds of them.
+
+Found were 48 of 48 words in the first three, 47 in int8-dynamic, 43 in int4-weights; below by some words, since another
+CPU trains other weights.
+"""
 LONGEST = 10
+AS_BATCH: dict[str, Any] = {"padding": True, "return_tensors": "pt", "return_token_type_ids": False}
+"""Token types, which this tokenizer would give, T5 does not take."""
 pytestmark = pytest.mark.slow
 
 
@@ -89,7 +95,7 @@ def bundles(t5: Path, words: Splits, tmp_path_factory: pytest.TempPathFactory) -
 
 def logits_of(model: Any, tokenizer: Any, rows: tuple[Row, ...]) -> np.ndarray:
     """Of a padded batch, which is told the right sounds so far: float32 [sounds, vocabulary]."""
-    read = tokenizer([r.text for r in rows], padding=True, return_tensors="pt")
+    read = tokenizer([r.text for r in rows], **AS_BATCH)
     target = tokenizer(text_target=[str(r.target) for r in rows], padding=True, return_tensors="pt")
     start = torch.zeros((len(rows), 1), dtype=torch.long)
     found = model(**read, decoder_input_ids=torch.cat([start, target["input_ids"][:, :-1]], 1)).logits
@@ -99,7 +105,7 @@ def logits_of(model: Any, tokenizer: Any, rows: tuple[Row, ...]) -> np.ndarray:
 
 def write(model: Any, tokenizer: Any, rows: tuple[Row, ...]) -> list[str]:
     """Greedily, with the cache, as a padded batch."""
-    read = tokenizer([r.text for r in rows], padding=True, return_tensors="pt")
+    read = tokenizer([r.text for r in rows], **AS_BATCH)
     tokens = model.generate(**read, max_new_tokens=LONGEST, do_sample=False, num_beams=1)
     found: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return found
@@ -114,7 +120,9 @@ def test_it_can_spell(told: Told) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_answers_as_pytorch_does(recipe: str, bundles: dict[str, Bundle], told: Told, hold: Any) -> None:
+def test_a_recipe_answers_as_pytorch_does(
+    recipe: str, t5: Path, bundles: dict[str, Bundle], told: Told, hold: Any, kept_words: Any
+) -> None:
     bundle = bundles[recipe]
     manifest, tokenizer = bundle.manifest, hf.AutoTokenizer.from_pretrained(bundle.path)
     peer = ORTModelForSeq2SeqLM.from_pretrained(bundle.path)
@@ -122,7 +130,7 @@ def test_a_recipe_answers_as_pytorch_does(recipe: str, bundles: dict[str, Bundle
     same = np.mean([a == b for a, b in zip(written, told.written, strict=True)])
     print(recipe, f"{same:.3f}", manifest.parity)
     assert same >= SAME_WORDS[manifest.recipe.precision]
-    hold(bundle, logits_of(peer, tokenizer, told.rows), told.logits)
+    hold(bundle, logits_of(peer, tokenizer, told.rows), told.logits[:, kept_words(bundle, t5)])
     greedy = manifest.parity["greedy"]
     assert greedy["sequences"] == 5
     if manifest.recipe.precision == "fp32":
