@@ -28,8 +28,9 @@ MEASURES: dict[Task, str] = {
 """What a drop is of, in points; means over rows."""
 _VARIANCE = "variance explained (R squared)"
 
-Judge = Callable[[np.ndarray, Any], tuple[float, float]]
-"""(answer of one row, its target) -> (score, at most 1, NaN without a target; how far the nearest other answer is)."""
+Judge = Callable[[np.ndarray, Any], tuple[float, np.ndarray]]
+"""(answer of one row, its target) -> (score, at most 1, NaN without a target; by how much each answer that is asked for
+is right, below 0 where it is wrong: float64 [answers], empty where there is no right and wrong)."""
 
 
 def measure_of(task: Task, problem_type: str | None) -> str:
@@ -58,7 +59,8 @@ def guard_judge(task: Task, problem_type: str | None, rows: Sequence[Example]) -
 def fp32_reference(folder: Path, task: Task, rows: Sequence[Example], judge: Judge) -> Reference:
     """Run the fp32 graphs in `folder` on all rows. Raises DataError where none of them has a target."""
     seen = list(_run(folder, task, rows, judge))
-    reference = Reference(np.array([s for s, _ in seen]), np.array([m for _, m in seen]))
+    leads = [found for _, found in seen]
+    reference = Reference(np.array([s for s, _ in seen]), leads=leads if any(map(len, leads)) else None)
     assert len(reference.order)  # raises where no row counts
     return reference
 
@@ -72,35 +74,41 @@ def scorer(task: Task, rows: Sequence[Example], judge: Judge) -> Score:
     return score
 
 
-def _run(folder: Path, task: Task, rows: Sequence[Example], judge: Judge) -> Iterator[tuple[float, float]]:
+def _run(folder: Path, task: Task, rows: Sequence[Example], judge: Judge) -> Iterator[tuple[float, np.ndarray]]:
     # A batch of 1 each: the batch changes the answers of dynamic int8.
     graphs = open_graphs(folder, task)
     for example in rows:
         yield judge(answers(graphs, example.feeds)[0], example.target)
 
 
-def _one(found: np.ndarray, target: Any) -> tuple[float, float]:
-    return (float(found.argmax() == target) if target is not None else np.nan), _margin(found)
+def _one(found: np.ndarray, target: Any) -> tuple[float, np.ndarray]:
+    if target is None:
+        return np.nan, np.empty(0)
+    return float(found.argmax() == target), _leads(found[None], np.array([target]))
 
 
-def _several(found: np.ndarray, target: Any) -> tuple[float, float]:
-    score = float(((found > 0) == (target > 0.5)).mean()) if target is not None else np.nan
-    return score, float(np.abs(found).min())
+def _several(found: np.ndarray, target: Any) -> tuple[float, np.ndarray]:
+    if target is None:
+        return np.nan, np.empty(0)
+    return float(((found > 0) == (target > 0.5)).mean()), np.where(target > 0.5, found, -found).astype(np.float64)
 
 
-def _number(found: np.ndarray, target: Any, spread: float) -> tuple[float, float]:
-    return (1 - (float(found[0]) - target) ** 2 / spread if target is not None else np.nan), 0.0
+def _number(found: np.ndarray, target: Any, spread: float) -> tuple[float, np.ndarray]:
+    return (1 - (float(found[0]) - target) ** 2 / spread if target is not None else np.nan), np.empty(0)
 
 
-def _words(found: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+def _words(found: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
     asked = target != _IGNORED
-    rows = found[asked]
-    return float((rows.argmax(-1) == target[asked]).mean()), min(_margin(row) for row in rows)
+    rows, right = found[asked], target[asked]
+    return float((rows.argmax(-1) == right).mean()), _leads(rows, right)
 
 
-def _margin(logits: np.ndarray) -> float:
-    """How far the largest is above the next."""
-    if len(logits) < 2:
-        return 0.0
-    below, top = np.partition(logits, -2)[-2:]
-    return float(top - below)
+def _leads(logits: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How far the logit of the right label is above the largest of the others: float64 [answers]."""
+    if logits.shape[-1] < 2:
+        return np.empty(0)
+    places = np.arange(len(right))
+    others = logits.astype(np.float64)
+    others[places, right] = -np.inf
+    found: np.ndarray = logits[places, right] - others.max(-1)
+    return found

@@ -17,13 +17,14 @@ from edgewise.exporter.forms import Made, Say, finish_graphs, half_feeds, make_g
 from edgewise.exporter.guard import Guarded, confirm, guard
 from edgewise.exporter.guard_rows import Judge, fp32_reference, guard_judge, measure_of, scorer
 from edgewise.exporter.joined import PREFIX, join
+from edgewise.exporter.outcomes import Example
 from edgewise.exporter.proof import Validation
 from edgewise.exporter.quantize import calibrated_once
 from edgewise.exporter.sessions import first_feeds, open_graphs
 from edgewise.types import Recipe
 
 _POINTS = 100
-_FEEDS = 32
+_FEEDS, _MANY = 32, 100
 _JOINED = "joined.onnx"
 
 
@@ -54,7 +55,7 @@ def make_guarded(recipe: Recipe, work: Path, calibration: Sequence[Row], validat
             quantize,
             fp32_reference(whole.base.folder, base.task, whole.chosen, judge),
             scorer(base.task, validation.chosen, judge),
-            _feeds(base),
+            _feeds(base, validation.chosen),
             max_drop=recipe.max_drop / _POINTS,
             joined=(lambda graph: join(graph.parent, graph.with_name(_JOINED))) if two else None,
             say=say,
@@ -67,16 +68,18 @@ def make_guarded(recipe: Recipe, work: Path, calibration: Sequence[Row], validat
     return Made(folder, replace(recipe, keep=(*recipe.keep, *_own(found.keep))), notes)
 
 
-def _feeds(base: Base) -> list[Mapping[str, np.ndarray]]:
+def _feeds(base: Base, rows: Sequence[Example]) -> list[Mapping[str, np.ndarray]]:
     """Sample inputs, one row each, of the one graph that is simulated; of two that are joined, what they read from
-    outside."""
+    outside. Of a task whose answers are small many, since those nearest to another answer are chosen among them."""
+    if base.task in ("text-classification", "image-classification") and rows:
+        return [example.feeds for example in rows[:_MANY]]
     if base.cases:
         return half_feeds(base)["model.onnx"][:_FEEDS]
-    rows = [probe.feeds for probe in base.probes if probe.name.startswith("row")][:_FEEDS]
+    feeds = [probe.feeds for probe in base.probes if probe.name.startswith("row")][:_FEEDS]
     if base.task == "text2text-generation":
-        return rows
+        return feeds
     graphs = open_graphs(base.folder, base.task)
-    return [first_feeds(graphs, feeds)[0]["model.onnx"] for feeds in rows]
+    return [first_feeds(graphs, one)[0]["model.onnx"] for one in feeds]
 
 
 def _own(names: Sequence[str]) -> tuple[str, ...]:

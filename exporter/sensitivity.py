@@ -61,9 +61,24 @@ class Simulation:
 
         What all classes share in an answer is taken away first: it decides nothing. inf where int8 gives no number.
         """
-        wrong = sum(_energy(found - right) for found, right in zip(self.answers(int8), self.reference, strict=True))
+        return self.errors(int8)[0]
+
+    def errors(self, int8: Collection[int]) -> tuple[float, np.ndarray]:
+        """(as `error` says; by how much each answer's lead over the next one changes, float64 [answers])."""
+        found = self.answers(int8)
+        wrong = sum(_energy(one - right) for one, right in zip(found, self.reference, strict=True))
         size = sum(_energy(right) for right in self.reference)
-        return wrong / max(size, 1e-30) if np.isfinite(wrong) else float("inf")
+        moved = [_moved(one, right) for one, right in zip(found, self.reference, strict=True)]
+        return wrong / max(size, 1e-30) if np.isfinite(wrong) else float("inf"), np.concatenate(moved)
+
+    def nearest(self, count: int) -> Simulation:
+        """The same on those `count` feeds whose best class leads by the least: there noise turns answers, and there a
+        classifier that is sure of most of what it was trained on answers as it does on what it was not."""
+        leads = [float(_lead(r, *_best_two(r)).min()) if r.shape[-1] > 1 else 0.0 for r in self.reference]
+        chosen = sorted(sorted(range(len(leads)), key=leads.__getitem__)[:count])
+        return replace(
+            self, feeds=tuple(self.feeds[i] for i in chosen), reference=tuple(self.reference[i] for i in chosen)
+        )
 
     def answers(self, int8: Collection[int]) -> list[np.ndarray]:
         """The first output for each feed, float32."""
@@ -77,6 +92,26 @@ def _energy(values: np.ndarray) -> float:
     if wide.ndim and wide.shape[-1] > 1:
         wide = wide - wide.mean(-1, keepdims=True)
     return float((wide * wide).sum())
+
+
+def _best_two(answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the largest and the next along the last dimension, which stays, of length 1."""
+    two = np.argpartition(answer, -2)[..., -2:]
+    return two[..., 1:], two[..., :1]
+
+
+def _lead(answer: np.ndarray, best: np.ndarray, other: np.ndarray) -> np.ndarray:
+    wide = answer.astype(np.float64)
+    return np.asarray(np.take_along_axis(wide, best, -1) - np.take_along_axis(wide, other, -1))
+
+
+def _moved(found: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Change of the lead of fp32's best class over its next, for each place of the last dimension; of one number its
+    own."""
+    if right.shape[-1] < 2:
+        return np.asarray(np.abs(found.astype(np.float64) - right)).ravel()
+    pair = _best_two(right)
+    return np.asarray(np.abs(_lead(found, *pair) - _lead(right, *pair))).ravel()
 
 
 def simulate(graph: Path, int8: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> Simulation:

@@ -34,6 +34,9 @@ class Reference:
     """float64 [rows], at most 1; NaN where a row has none, and does not count."""
     margins: np.ndarray | None = None
     """float64 [rows]: how far the nearest other answer is, in any unit; without them rows run as they come."""
+    leads: Sequence[np.ndarray] | None = None
+    """Of each answer of each row: how far the right one leads in the logits, below 0 where another does. They stand for
+    `margins`, and say how much noise turns how many answers."""
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -44,8 +47,14 @@ class Reference:
             raise DataError(f"none of the {len(self.scores)} val rows has a score: are they labelled?")
         if (most := float(self.scores[counted].max())) > 1 + SLACK:
             raise DataError(f"a val row has a score of {most:g} in fp32; expected at most 1")
-        margins = np.zeros(len(self.scores)) if self.margins is None else self.margins
-        return counted[np.lexsort((margins[counted], self.scores[counted]))]
+        return counted[np.lexsort((self.nearest[counted], self.scores[counted]))]
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """float64 [rows]: how far another answer is, 0 where that is not known."""
+        if self.leads is not None:
+            return np.array([np.abs(row).min(initial=np.inf) if len(row) else 0.0 for row in self.leads])
+        return np.zeros(len(self.scores)) if self.margins is None else np.maximum(self.margins, 0)
 
     @cached_property
     def mean(self) -> float:
@@ -105,7 +114,7 @@ def _expected(reference: Reference, found: np.ndarray) -> float:
     """The drop if the rows to come lose as those before: the chance to lose an answer falls with its margin as under
     logistic noise, as wide as the losses so far say."""
     order, fp32 = reference.order, reference.scores
-    margins = np.zeros(len(fp32)) if reference.margins is None else np.maximum(reference.margins, 0)
+    margins = reference.nearest
     run = ~np.isnan(found[order])
     seen, unseen = order[run], order[~run]
     difference = fp32[seen] - found[seen]
