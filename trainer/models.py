@@ -275,3 +275,6 @@ def _set_depth(config: Any, keep: Sequence[int]) -> None:
         config.num_decoder_layers = len(keep)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in keep]
+    if getattr(config, "stage_names", None):  # of a backbone (DINOv2): names of layers that it must have, to load
+        config.stage_names = [config.stage_names[0], *(f"stage{i}" for i in range(1, len(keep) + 1))]
+        config._out_features, config._out_indices = config.stage_names[-1:], [len(keep)]

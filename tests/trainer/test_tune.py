@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.assets import asset_path
 from edgewise.data import Row, Splits
 from edgewise.errors import CheckpointError, DataError, PlanError, TrainingError
 from edgewise.plan import TuneSpec
@@ -103,6 +104,22 @@ def test_keep_layers_keeps_those_layers(minilm, rows, review_splits) -> None:
     assert cut.config.num_hidden_layers == 2
     for ours, theirs in zip(cut.bert.encoder.layer, (whole.encoder.layer[0], whole.encoder.layer[4]), strict=True):
         assert ours.output.dense.weight.equal(theirs.output.dense.weight)
+
+
+def test_a_cut_backbone_loads_again(tmp_path: Path) -> None:
+    """DINOv2's config names its layers as stages of a backbone."""
+    from transformers import AutoModelForImageClassification
+
+    from edgewise.trainer.models import cut_depth
+
+    model = AutoModelForImageClassification.from_pretrained(asset_path("vit-small"))
+    cut_depth(model, (0, 5, 11))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert again.config.stage_names == ["stem", "stage1", "stage2", "stage3"]
+    assert again.config.out_features == ["stage3"]
+    for ours, theirs in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert ours.equal(theirs)
 
 
 @pytest.mark.parametrize(
