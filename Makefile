@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM = false
 # Two workers with a thread each, a file of tests to one of them: two cores are busy, and fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup assets demo test test-all lint chromium wheels clean
+.PHONY: help setup assets demo test test-all lint chromium qemu wheels clean
 
 help:
 	@echo 'make demo      which sentiment model should run on this machine? (examples/movie-reviews.yaml)'
@@ -57,12 +57,15 @@ lint: setup
 	$(BIN)/mypy
 
 chromium:
-	@tools/chromium.sh
+	@tools/debian.sh 'browser tests' 'chromium|chromium-browser|google-chrome chromedriver' 'chromium chromium-driver'
+
+qemu:
+	@tools/debian.sh 'tests of another CPU' qemu-x86_64 qemu-user
 
 test: lint assets chromium
 	$(PYTEST) -m 'not slow'
 
-test-all: lint assets chromium
+test-all: lint assets chromium qemu
 	$(PYTEST)
 
 wheels: setup
