@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from edgewise.errors import BundleChangedError, BundleError, BundleNotFoundError, BundleVersionError
 from edgewise.files import digest_json, sha256_file, write_json
-from edgewise.stamp import is_stamped, read_stamp, write_stamp
+from edgewise.stamp import Stamp, is_stamped, read_stamp, write_stamp
 from edgewise.types import Recipe, RunSettings, Task, recipe_from_dict, run_from_dict
 
 FORMAT = "1.1"
@@ -128,9 +128,6 @@ class Bundle:
     def digest(self) -> str:
         return self.manifest.content_digest
 
-    def graph_path(self, index: int = 0) -> Path:
-        return self.path / self.manifest.graphs[index].file
-
 
 def digest_content(manifest_fields: Mapping[str, Any], files: Mapping[str, FileInfo]) -> str:
     """The content digest: over every file's hash and the manifest's fields that change an answer."""
@@ -184,21 +181,22 @@ def read_bundle(path: str | os.PathLike[str], *, verify: Verify = "full", expect
     manifest = _parse_manifest(file, text)
     if verify not in get_args(Verify):
         raise BundleError(f"verify={verify!r}; expected {', '.join(map(repr, get_args(Verify)))}")
-    if verify != "stamp" or not _stamped(folder, text, manifest):
+    stamp = _stamp(folder, manifest) if verify == "stamp" else None
+    if stamp is None or not is_stamped(folder, text, stamp):
         _check_files(folder, manifest.files, hashes=verify != "none")
         _check_digest(folder, manifest, expect, computed=verify != "none")
-        if verify == "stamp":
-            write_stamp(folder, text, read_stamp(folder, manifest.files))
+        if stamp is not None:  # as the files were before they were hashed: a change since then shows
+            write_stamp(folder, text, stamp)
     elif expect is not None:
         _check_digest(folder, manifest, expect, computed=False)
     return Bundle(folder, manifest)
 
 
-def _stamped(folder: Path, text: str, manifest: Manifest) -> bool:
+def _stamp(folder: Path, manifest: Manifest) -> Stamp | None:
     try:
-        return is_stamped(folder, text, read_stamp(folder, manifest.files))
+        return read_stamp(folder, manifest.files)
     except OSError:
-        return False  # a file is missing: the check of the files says which
+        return None  # a file is missing: the check of the files says which
 
 
 def _parse_manifest(file: Path, text: str) -> Manifest:

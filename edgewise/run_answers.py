@@ -80,7 +80,7 @@ def as_json(task: Task, item: Item, answer: Any) -> dict[str, Any]:
     if task in GENERATION:
         return item.told | {"generated_text": _written(answer)}
     key = {"token-classification": "entities", "fill-mask": "fills"}.get(task, "vector")
-    return item.told | {key: _plain(answer)}
+    return item.told | {key: answer}
 
 
 def as_words(task: Task, item: Item, answer: Any, *, alone: bool) -> Iterator[str]:
@@ -129,15 +129,6 @@ def _written(answer: Any) -> str:
     """The text of what `transformers.pipeline` gives: [{'generated_text': …}]."""
     found = answer[0] if isinstance(answer, list) else answer
     return str(found["generated_text"])
-
-
-def _plain(value: Any) -> Any:
-    """Without numpy's numbers, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 def _listed(tasks: tuple[Task, ...]) -> str:

@@ -6,7 +6,7 @@ against someone who can write to the disk. Standard library only, and little of 
 """
 
 # pathlib costs a start 2 ms, before onnxruntime can begin.
-# ruff: noqa: PTH103, PTH105, PTH111, PTH116, PTH118, PTH120, PTH123
+# ruff: noqa: PTH103, PTH105, PTH108, PTH111, PTH116, PTH118, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -45,10 +45,13 @@ def write_stamp(folder: Folder, manifest: str, stamp: Stamp) -> None:
     with suppress(OSError):
         name = _file(folder)
         os.makedirs(os.path.dirname(name), exist_ok=True)
-        temporary = f"{name}.{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(_told(folder, manifest, stamp), file)
-        os.replace(temporary, name)
+        temporary = f"{name}.{os.getpid()}.{id(stamp)}"  # a thread its own
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(_told(folder, manifest, stamp), file)
+            os.replace(temporary, name)
+        except OSError:  # a full disk
+            os.unlink(temporary)
 
 
 def _told(folder: Folder, manifest: str, stamp: Stamp) -> dict[str, Any]:

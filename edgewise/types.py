@@ -71,8 +71,8 @@ class RunSettings:
     graph_optimization: GraphLevel = "all"
     """What ONNX Runtime does to the graph when the session is created."""
     threshold: float | None = None
-    """Text classification: the score from which a label is said. Of two labels that of the second, of several labels a
-    text each one's own; None: the larger of two, 0.5 for each of several."""
+    """Classification: the score from which a label is said. Of two labels that of the second, of several labels an
+    input each one's own; None: the larger of two, 0.5 for each of several."""
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:

@@ -90,7 +90,7 @@ def _proof_words(parity: Any) -> Iterator[tuple[str, str]]:
         note = f"; {words['note']}" if words.get("note") else ""
         yield "vocabulary", f"{words['tokens']:,} of {words['tokens_before']:,} tokens{note}"
     if kept := parity.get("kept_in_fp32"):
-        yield "kept in fp32", f"{len(kept)} nodes that overflow in half precision, {kept[0]} first"
+        yield "kept in fp32", f"{len(kept)} nodes that half precision cannot hold, {kept[0]} first"
     if (found := parity.get("saturation")) is not None:
         yield "other CPUs", found["advice"] if found["applies"] else found["why"]
     if (greedy := parity.get("greedy")) is not None:

@@ -123,14 +123,16 @@ def run_run(args: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _say_warning
+            told = 0
             if args.check or args.placement:
-                return _tell(model, args)
-            if args.typed:
-                print("one input a line; end with Ctrl-D", file=sys.stderr)
-            _answer_all(model, args, clock)
+                told = _tell(model, args)
+            else:
+                if args.typed:
+                    print("one input a line; end with Ctrl-D", file=sys.stderr)
+                _answer_all(model, args, clock)
         if args.time:
             print(clock.words(model.phases), file=sys.stderr)
-    return 0
+    return told
 
 
 def _answer_all(model: Model, args: argparse.Namespace, clock: _Clock) -> None:

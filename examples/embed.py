@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
                 failed += 1
                 print(f"not answered: {answer}", file=sys.stderr)
             else:
-                print(json.dumps({"input": line, "answer": answer}, default=float), flush=True)
+                print(json.dumps({"input": line, "answer": answer}, default=lambda array: array.tolist()), flush=True)
     return 1 if failed else 0
 
 

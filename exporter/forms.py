@@ -10,6 +10,7 @@ from typing import Any
 
 from edgewise.data import Row
 from edgewise.exporter.base import Base
+from edgewise.exporter.guard_rows import MEASURES
 from edgewise.exporter.in_place import IN_PLACE_FAMILIES, InPlacePrecision
 from edgewise.exporter.quantize import check_keep, kept_nodes, optimize_graph, quantize_graph, quantize_seq2seq
 from edgewise.exporter.tracing import graph_files
@@ -55,7 +56,7 @@ def why_not(recipe: Recipe, task: Task, family: str) -> str:
         f"max_drop is for int8-dynamic and int8-static, not for {name}": recipe.max_drop is not None
         and not recipe.int8,
         f"{name}: max_drop is of the share of right answers, which {task} has not": recipe.max_drop is not None
-        and not task.endswith("classification"),
+        and task not in MEASURES,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -119,12 +119,12 @@ def _more(draft: Bundle, made: Made, validation: Validation) -> dict[str, Any]:
             **against_fp32(base.task, validation.fp32, ours, validation.problem_type),
             "batch": batch_effect(graphs, validation.chosen, ours, validation.judge, _pad(draft)),
         }
-    if made.recipe.int8 and base.task != "text2text-generation":
-        from edgewise.exporter.saturation import saturation
+    if made.recipe.int8:
+        from edgewise.exporter.saturation import bundle_saturation
 
-        feeds = half_feeds(base)["model.onnx"][:_SATURATION_ROWS]
+        feeds = {draft.path / "onnx" / name: some[:_SATURATION_ROWS] for name, some in half_feeds(base).items()}
         labels = base.task.endswith(("classification", "generation")) and validation.problem_type in _ARGMAX
-        found["saturation"] = asdict(saturation(draft.path / "onnx" / "model.onnx", feeds, labels=labels))
+        found["saturation"] = asdict(bundle_saturation(feeds, labels=labels))
     return found
 
 

@@ -39,11 +39,6 @@ class Opened:
     parallel: int
     """Calls at once for many inputs."""
 
-    @property
-    def sessions(self) -> tuple[ort.InferenceSession, ...]:
-        """What `opening` gives. A class that asks for them in its `__init__` makes the load wait."""
-        return self.opening()
-
 
 @dataclass(frozen=True)
 class GoldenCheck:
@@ -55,6 +50,7 @@ class GoldenCheck:
     changed_labels: int
     """Inputs whose token ids or decision (label, or tokens that were written) are others."""
     n: int
+    """Inputs that were compared: those that the run settings cut are not."""
     tolerance: float
 
 
@@ -165,24 +161,29 @@ class Model(ABC):
         tolerance: largest absolute difference of a number (a logit, or one of a vector); int8 kernels differ between
         CPUs, labels should not.
 
-        Raises BundleError for a bundle that has no golden answers.
+        Raises BundleError for a bundle that has no golden answers, or none that the run settings leave whole.
         """
         told = self.bundle.manifest.golden
         if not told:
             raise BundleError(f"{self.bundle.path} has no golden answers to check: export it again")
-        differences, changed = [0.0], 0
+        differences, changed, n = [0.0], 0, 0
         for golden in told:
             found = self.golden(self.golden_input(golden))
             if len(found.input_ids) < len(golden.input_ids):
                 continue  # cut by the run settings: nothing to compare with
+            n += 1
             if found.input_ids != golden.input_ids or len(found.output) != len(golden.output):
                 changed += 1
                 continue
             if golden.output:
                 differences.append(float(np.abs(np.subtract(found.output, golden.output, dtype=np.float32)).max()))
             changed += self._decision(found) != self._decision(golden)
-        worst = max(differences)
-        return GoldenCheck(changed == 0 and worst <= tolerance, worst, changed, len(told), tolerance)
+        if not n:
+            raise BundleError(
+                f"{self.bundle.path}: max_length={self.run.max_length} cuts all of its golden inputs: check it without"
+            )
+        worst = float(np.max(differences))  # NaN where any is: it is within no tolerance
+        return GoldenCheck(changed == 0 and worst <= tolerance, worst, changed, n, tolerance)
 
     def _decision(self, golden: Golden) -> list[int]:
         if golden.tokens or not self.decides or len(golden.output) < 2:

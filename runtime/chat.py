@@ -29,11 +29,6 @@ Message = Mapping[str, Any]
 """{'role': 'user', 'content': 'a question'}, and what else the template reads."""
 
 
-def has_template(folder: Path) -> bool:
-    """True where the folder carries a chat template."""
-    return bool(_templates(folder, _read_json(folder / CONFIG)))
-
-
 def render(
     folder: Path,
     messages: Sequence[Message],

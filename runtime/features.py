@@ -52,7 +52,7 @@ class FeatureExtractor(Model):
     def __call__(self, inputs: Any) -> Any:
         """The pooled vectors.
 
-        inputs: a text, a dict with 'text' and 'text_pair', a list or tuple of these, or an iterator of them.
+        inputs: a text, a dict with 'text' and 'text_pair', a list of these, or an iterator of them.
 
         Returns for one text float32 [n]; for a list float32 [len(inputs), n]; for an iterator an iterator of [n], in
         order, with no more than a few inputs held at a time.

@@ -103,6 +103,7 @@ class TextGenerator(Model):
         and nothing more is written. options: as of a call.
         """
         chosen = _checked(self._options, options)
+        self.session()  # what is wrong already is said now, not at the first piece
         return self._pieces(self._read(prompt, chosen), chosen)
 
     def token_ids(self, item: Prompt) -> list[int]:

@@ -74,6 +74,8 @@ class ImageEncoder:
         processor leaves them so.
         """
         images = [self._sized(_rgb(item)) for item in items]
+        if not images:
+            raise InputError("a batch of no images: give at least one")
         if len({image.size for image in images}) > 1:
             sizes = " and ".join(sorted({f"{i.width} x {i.height}" for i in images})[:3])
             raise InputError(

@@ -144,7 +144,13 @@ def load(
     """
     start = perf_counter_ns()
     early = None
-    if verify == "stamp" and provider in (None, "cpu") and not provider_options and not record_placement:
+    if (
+        verify == "stamp"
+        and expect is None
+        and provider in (None, "cpu")
+        and not provider_options
+        and not record_placement
+    ):
         early = begin_early(path, threads=threads, level=graph_optimization, allow_spinning=allow_spinning)
     from edgewise.bundle import read_bundle
 

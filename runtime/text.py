@@ -94,6 +94,8 @@ class TextEncoder:
 
     def arrays(self, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
         """int64 arrays [batch, longest or fixed length], padded on the right, by the names that the graph takes."""
+        if not encodings:
+            raise InputError("a batch of no texts: give at least one")
         if len(encodings) == 1 and self.fixed is None:
             columns = {n: [_column(encodings[0], n)] for n in self.inputs}
         else:

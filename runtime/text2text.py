@@ -60,6 +60,7 @@ class TextToText(Model):
         """
         chosen = with_given(self._options, options)
         if is_iterator(inputs):
+            self.session()  # what is wrong already is said now, not at the first answer
             return self._many(inputs, chosen)
         if isinstance(inputs, list | tuple):
             return [{"generated_text": g.text} for g in self.predict(inputs, **options)]
@@ -87,8 +88,8 @@ class TextToText(Model):
         chosen = with_given(self._options, options)
         if chosen.num_beams > 1:
             raise InputError(f"num_beams is {chosen.num_beams}, and a stream shows one text: set num_beams=1")
-        encodings = self._encode([text], chosen)
-        return self._pieces(encodings, chosen)
+        self.session()
+        return self._pieces(self._encode([text], chosen), chosen)
 
     def token_ids(self, item: str) -> list[int]:
         """Token ids of one text, special tokens included, cut to the length of the run settings."""

@@ -20,8 +20,8 @@ from edgewise.data import Row
 from edgewise.errors import DataError, ParityError
 from edgewise.exporter.base import Base, make_base
 from edgewise.exporter.checkpoint import read_checkpoint
-from edgewise.exporter.forms import Made, make_graphs
-from edgewise.exporter.guard_rows import guard_judge, measure_of
+from edgewise.exporter.forms import Made, make_graphs, why_not
+from edgewise.exporter.guard_rows import MEASURES, guard_judge, measure_of
 from edgewise.exporter.guarded import make_guarded
 from edgewise.exporter.outcomes import Example
 from edgewise.exporter.proof import Validation
@@ -281,7 +281,14 @@ def test_masked_tokens_of_real_weights(tmp_path: Path) -> None:
             assert tight["drop"] <= drop / 2
 
 
+@pytest.mark.parametrize("task", MEASURES)
+def test_each_task_with_right_answers_takes_a_limit(task: Task) -> None:
+    family = {"text2text-generation": "t5", "text-generation": "gpt2", "image-classification": "vit"}.get(task, "bert")
+    assert not why_not(replace(INT8, max_drop=0.5), task, family)
+
+
 def test_tasks_without_right_answers_are_refused() -> None:
+    assert "which feature-extraction has not" in why_not(replace(INT8, max_drop=0.5), "feature-extraction", "bert")
     for task in ("feature-extraction", "image-feature-extraction"):
         with pytest.raises(DataError, match=f"{task} has none"):
             guard_judge(task, None, [])

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from edgewise.assets import asset_path
 from edgewise.errors import BundleError, InputError, MissingExtraError
-from edgewise.runtime.chat import has_template, render
+from edgewise.runtime.chat import render
 
 CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""  # noqa: E501
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""  # noqa: E501
@@ -141,7 +141,6 @@ def smollm2() -> Any:
 def test_the_template_of_smollm2(smollm2: Any, chat: Any, prompt: bool) -> None:
     folder = asset_path("smollm2")
     assert render(folder, chat, prompt) == peer(smollm2, chat, prompt)
-    assert has_template(folder)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -259,7 +258,6 @@ def test_messages_that_the_template_cannot_join() -> None:
 def test_no_template(folder: Path, minilm: Path) -> None:
     set_template(folder, None)
     for place in (folder, minilm, folder / "nowhere"):
-        assert not has_template(place)
         with pytest.raises(InputError, match="has no chat template"):
             render(place, CHAT)
 

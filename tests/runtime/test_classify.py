@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,22 @@ def test_golden_answers_pass_and_a_wrong_one_fails(bundle_copy: Path) -> None:
     edit_manifest(bundle_copy, golden=manifest["golden"])
     with edgewise.load(bundle_copy) as model:
         assert not model.check().passed
+
+
+def test_golden_answers_are_compared_or_not_counted(fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with edgewise.load(fp32_bundle) as model:
+        golden = model.golden
+        nan = float("nan")
+        monkeypatch.setattr(model, "golden", lambda item: replace(golden(item), output=(nan, nan)))
+        assert not model.check().passed
+    with edgewise.load(fp32_bundle, max_length=3) as model, pytest.raises(BundleError, match="cuts all of its golden"):
+        model.check()
+
+
+def test_a_batch_of_none_is_one_clear_error(model: TextClassifier) -> None:
+    assert model([]) == model.predict([]) == []
+    with pytest.raises(InputError, match="a batch of no texts"):
+        model.logits([])
 
 
 @given(text=st.text(max_size=300))

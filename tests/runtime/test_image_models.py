@@ -288,6 +288,12 @@ def test_empty_and_odd_arguments(model, files: list[str]) -> None:
             model(files[0], function_to_apply=function)
 
 
+def test_a_batch_of_none_is_one_clear_error(model) -> None:
+    assert model([]) == model.predict([]) == []
+    with pytest.raises(InputError, match="a batch of no images"):
+        model.logits([])
+
+
 def test_an_error_stands_where_its_answer_would(model, files: list[str]) -> None:
     answers = model(iter([*files[:5], "/nowhere.png", *files[5:9]]))
     assert [next(answers) for _ in range(5)] == model(files[:5])

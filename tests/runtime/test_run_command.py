@@ -531,6 +531,9 @@ def test_the_small_application(bundle_of, picture: str, tmp_path: Path) -> None:
     done = subprocess.run(command, input=pictures, capture_output=True, check=False)
     assert len(json.loads(done.stdout)["answer"]) == 5
     assert b"nowhere.png" in done.stderr
+    command[2] = bundle_of("feature-extraction")
+    done = subprocess.run(command, input=b"a film\n", capture_output=True, check=True)
+    assert isinstance(json.loads(done.stdout)["answer"][0], float)
     command[2] = str(tmp_path)
     done = subprocess.run(command, input=b"", capture_output=True, check=False)
     assert (done.returncode, b"is no bundle" in done.stderr) == (2, True)
