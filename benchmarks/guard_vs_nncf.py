@@ -1,6 +1,6 @@
 """Accuracy-guarded quantization beside NNCF's accuracy control: the same fp32 graphs, rows and allowed drops.
 
-Five fine-tuned models (MiniLM on movie reviews with three seeds and on the words of addresses, DINOv2 on clothes), and
+Four fine-tuned models (MiniLM on movie reviews with two seeds and on the words of addresses, DINOv2 on clothes), and
 static int8 with one scale a column of a weight matrix, which is what both tools do unless told. Allowed: 0.5, 0.2 and 0
 points of the mean score on val. Each tool quantizes with its own quantizer (NNCF's rounds more activations), then looks
 for what to keep in fp32: ours by simulation (`edgewise.exporter.guard`), NNCF by reverting one group after the other
@@ -11,8 +11,8 @@ stops, so one run with the lowest limit tells what it does at each.
 
 An evaluation is a graph that val rows were run on, that of fp32 included. NNCF runs all rows of each, and ranks by the
 metric of a subset of 100 val rows, one run a group: these are in its `val rows run`, and are not counted as
-evaluations. Ours stops a graph once it has failed for certain; it ranks by simulating calibration rows without their
-labels: `simulated rows`. Seconds are those of the processor, since other work ran beside it.
+evaluations. Ours stops a graph once it has failed for certain; it ranks and foresees by simulating other train rows
+without their labels: `simulated rows`. Seconds are those of the processor, since other work ran beside it.
 
     python benchmarks/guard_vs_nncf.py          (tunes first; about an hour on 2 cores; --case NAME for one alone)
 """
@@ -32,13 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from guard_cases import CALIBRATION, CASES, Example, prepare, read_rows, run
+from guard_cases import CALIBRATION, CASES, SAMPLES, Example, prepare, read_rows, run
 
 NNCF = "3.4.0"
 MAX_EVALUATIONS = 12
 """Of either tool, those of fp32 and of all int8 included."""
-SAMPLES = 16
-"""Calibration rows that our simulation runs."""
 
 
 def run_ours(work: Path, task: str, limit: float, splits: Any, reader: Any) -> dict[str, Any]:
@@ -69,10 +67,11 @@ def run_ours(work: Path, task: str, limit: float, splits: Any, reader: Any) -> d
 
     answers = sensitivity.Simulation.answers
     sensitivity.Simulation.answers = counted  # type: ignore[method-assign]  # to count, and nothing else
-    feeds = [f for f, _ in read_rows(work, "calibration")[:SAMPLES]]
+    feeds = [f for f, _ in read_rows(work, "samples")]
     wall, start, fp32 = time.perf_counter(), time.process_time(), work / "fp32" / "model.onnx"
     with calibrated_once():
-        reference = Reference(*(np.array(column) for column in zip(*run(fp32, val), strict=True)))
+        scores, leads = zip(*run(fp32, val), strict=True)
+        reference = Reference(np.array(scores), leads=leads)
         found = guard(fp32, recipe, quantize, reference, score, feeds,
                       max_drop=limit, max_evaluations=MAX_EVALUATIONS)  # fmt: skip
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
