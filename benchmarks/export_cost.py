@@ -62,12 +62,12 @@ def main() -> None:
         command = [sys.executable, __file__, "--work", str(args.work), "--one", recipes]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[recipes] = json.loads(done.stdout.strip().splitlines()[-1])
+        save("export_cost", {"what": __doc__, "bar": BAR, "conditions": here(), "runs": found})
         print(
             f"{recipes}: {found[recipes]['ratio']:.2f} x the fp32 weights, {found[recipes]['seconds']:.0f} s",
             flush=True,
         )
     shutil.rmtree(args.work, ignore_errors=True)
-    save("export_cost", {"what": __doc__, "bar": BAR, "conditions": here(), "runs": found})
 
 
 if __name__ == "__main__":
