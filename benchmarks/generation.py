@@ -58,7 +58,7 @@ def main() -> None:
         family, threads, seed, rounds = args.child
         print(json.dumps(measure(family, int(threads), int(seed), int(rounds))))
         return
-    make_bundles()
+    make_bundles(args.family or list(STEPS))
     path = RESULTS / "generation.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"families": {}}
     result |= {"what": __doc__, "bars": BARS}
@@ -118,8 +118,13 @@ def _ratios(samples: list[tuple[dict[str, float], dict[str, float]]]) -> dict[st
 # ---- what is measured
 
 
-def make_bundles() -> None:
+def make_bundles(families: list[str]) -> None:
     """Export SmolLM2, and give the in-place bundles the files that onnxruntime-genai wants; what is there stays."""
+    for family in {"GPT", "T5"} & set(families):
+        if not (FORMS / family / "bundles" / "fp32").is_dir():
+            raise SystemExit("run `python benchmarks/forms.py --make --family GPT --family T5` first")
+    if not {"SmolLM2 fp32", "SmolLM2 int4"} & set(families):
+        return
     from edgewise.assets import asset_path
     from edgewise.exporter import export
 
@@ -127,9 +132,6 @@ def make_bundles() -> None:
     for made in export(asset_path("smollm2"), recipes, out=WORK / "SmolLM2", task="text-generation"):
         if made.bundle is None:
             raise SystemExit(made.reason)
-    for family in ("GPT", "T5"):
-        if not (FORMS / family / "bundles" / "fp32").is_dir():
-            raise SystemExit("run `python benchmarks/forms.py --make --family GPT --family T5` first")
     _genai_folders(asset_path("smollm2"))
 
 
