@@ -248,8 +248,8 @@ def totals(cases: dict[str, Any]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The committed table, as Markdown."""
     lines = [
-        "| model | allowed | tool | drop on val, all int8 → found | weights in int8 | drop on confirm | evaluations | "
-        "val rows run | CPU seconds |",
+        "| model | allowed | tool | drop on val, first tried → found | weights in int8 | drop on confirm | "
+        "evaluations | val rows run | CPU seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in result["cases"].items():

@@ -1,7 +1,7 @@
 """Accuracy-guarded quantization: which nodes must stay in fp32 so that int8 loses no more than allowed.
 
-`guard` measures all int8, then what it keeps in fp32 by simulation (`guard_search`), and stops a graph as soon as it
-has failed (`stopping`). `confirm` is the sentence that rows without a part in this allow.
+`guard` simulates what keeps the limit (`guard_outlook`), measures what promises most (`guard_search`), and stops a
+graph as soon as it has failed (`stopping`). `confirm` is the sentence that rows without a part in this allow.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Guarded:
     rows_run: int
     """Val rows run in all of them: a graph is stopped once it has failed."""
     tried: tuple[Trial, ...]
-    """In the order of evaluation; the first is all int8."""
+    """In the order of evaluation; all int8 is among them where it was likely enough to keep the limit."""
     met: bool
     """False where no graph that was tried, and has a weight in int8, keeps the allowed drop."""
     words: str

@@ -125,8 +125,9 @@ def _overflowing(graph: Path, feeds: Sequence[Feeds]) -> tuple[str, ...]:
         raise DataError("fp16 needs inputs to find what overflows with, and there are none: give --data")
     model = onnx.load(graph, load_external_data=False)
     large = {t.name for t in weights(model.graph) if _peak_of_weight(t, graph.parent) > LARGEST}
-    large |= {name for name, peak in _peaks(graph, feeds).items() if peak * SAFETY > LARGEST}
-    counting = _counting(model.graph, element_types(graph))
+    kinds = element_types(graph)
+    large |= {name for name, peak in _peaks(graph, kinds, feeds).items() if peak * SAFETY > LARGEST}
+    counting = _counting(model.graph, kinds)
     return tuple(n.name for n in model.graph.node if n.name in counting or large & {*n.input, *n.output})
 
 
@@ -167,15 +168,15 @@ def _peak_of_weight(tensor: Any, folder: Path) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
-def _peaks(graph: Path, feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Largest finite magnitude of each float32 activation over all feeds.
+def _peaks(graph: Path, kinds: Mapping[str, int], feeds: Sequence[Feeds]) -> dict[str, float]:
+    """Largest finite magnitude of each float32 activation over all feeds. kinds: as of `_counting`.
 
     Each is measured within the graph, so that no activation lives longer than it would.
     """
     import onnx
 
     model = onnx.load(graph, load_external_data=False)
-    names = [name for name, kind in element_types(graph).items() if kind == onnx.TensorProto.FLOAT]
+    names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
     outputs = []
     for i, name in enumerate(names):
         model.graph.node.extend(_peak_nodes(name, i))
