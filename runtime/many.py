@@ -54,8 +54,9 @@ def in_order(
                 break
             running.append(_begin(pool, answer, batch))
             if len(running) >= _AHEAD * parallel:
-                # Not for the first of them: woken for each answer, this thread would take the others' time.
-                _wait(running[len(running) // 2])
+                # Not for the first alone: woken for each answer, this thread would take the others' time.
+                # Nor for one behind it alone: the first may take longest, and what stands behind it would pile up.
+                _wait(list(islice(running, len(running) // 2 + 1)))
             while running and running[0].done():
                 yield from _result(running.popleft())
         while running:
@@ -67,10 +68,10 @@ def in_order(
             future.cancel()
 
 
-def _wait(future: Future[Any]) -> None:
+def _wait(futures: list[Future[Any]]) -> None:
     from concurrent.futures import wait
 
-    wait((future,))
+    wait(futures)
 
 
 def _begin(
