@@ -103,7 +103,7 @@ class TextClassifier(Model):
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise InputError(f"predict takes a list of texts, got {type(items).__name__}: put a single text in a list")
         way, size = self._way(windows, stride)
-        return list(self.many(items, way, size=size))
+        return self.all_of(items, way, size=size)
 
     def _way(self, windows: Windows | None, stride: int | None) -> tuple[_Way, int | None]:
         """(what answers a batch, its size where it is not that of the run settings)."""
@@ -163,11 +163,11 @@ class TextClassifier(Model):
         return answers
 
     def _score(self, row: list[float]) -> tuple[float, ...]:
-        if any(map(math.isnan, row)):
+        scores: tuple[float, ...] = self._scores(row)
+        if math.isnan(sum(scores)):
             raise EdgewiseError(
                 f"{self.bundle.path} answered NaN on {self.run.text()}: take another recipe or provider"
             )
-        scores: tuple[float, ...] = self._scores(row)
         return scores
 
     def _choose(self, scores: tuple[float, ...]) -> tuple[int, tuple[str, ...]]:
@@ -192,7 +192,7 @@ def _softmax(row: list[float]) -> tuple[float, ...]:
     top = max(row)
     weights = [math.exp(x - top) for x in row]
     total = sum(weights)
-    return tuple(w / total for w in weights)
+    return tuple([w / total for w in weights])
 
 
 def _sigmoid(row: list[float]) -> tuple[float, ...]:

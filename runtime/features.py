@@ -77,7 +77,7 @@ class FeatureExtractor(Model):
 
         items: texts or (text, text) pairs. Raises InputError for anything else.
         """
-        return list(self.many(_listed(items), self._predict_batch))
+        return self.all_of(_listed(items), self._predict_batch)
 
     def hidden_states(self, inputs: Any) -> Any:
         """The states of every token, as `transformers.pipeline('feature-extraction')` gives them, but as arrays.

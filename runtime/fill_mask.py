@@ -100,7 +100,7 @@ class MaskFiller(Model):
         """
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise InputError(f"predict takes a list of texts, got {type(items).__name__}: put a single text in a list")
-        return list(self.many([text_of(i) for i in items], self._way(top_k, targets)))
+        return self.all_of([text_of(i) for i in items], self._way(top_k, targets))
 
     def token_ids(self, item: str) -> list[int]:
         """Token ids of one text, special tokens included, cut to the length of the run settings."""

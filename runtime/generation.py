@@ -94,7 +94,7 @@ class TextGenerator(Model):
         if isinstance(items, str) or not isinstance(items, Sequence) or _is_chat(items):
             raise InputError(f"predict takes a list of prompts, got {type(items).__name__}: put a single one in a list")
         write = partial(self._write, options=_checked(self._options, options))
-        return [generation for _, generation in self.many(list(enumerate(items)), write)]
+        return [generation for _, generation in self.all_of(list(enumerate(items)), write)]
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """The text that is written, piece by piece as it comes; joined, it is the `text` of `predict`.

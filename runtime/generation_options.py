@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -145,6 +146,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 def with_given(options: Options, given: Mapping[str, Any]) -> Options:
     """`options` with those of a call; raises InputError for one that is not known, or that cannot be."""
+    try:
+        return _remembered(options, **given)
+    except TypeError:  # a list, say of stop strings, is nothing that can be looked up
+        return _with_given(options, given)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _remembered(options: Options, /, **given: Any) -> Options:
+    # Most calls ask for what the one before asked for, and a new Options takes longer than to decode a short answer.
+    return _with_given(options, given)
+
+
+def _with_given(options: Options, given: Mapping[str, Any]) -> Options:
     allowed = tuple(GenerateOptions.__annotations__)
     found = {}
     for name, value in given.items():

@@ -135,7 +135,7 @@ class ImageClassifier(ImageModel):
 
         Raises InputError for what is no image, or cannot be decoded.
         """
-        return list(self.many(self._listed(items), self._predict_batch))
+        return self.all_of(self._listed(items), self._predict_batch)
 
     def logits(self, items: Sequence[ImageInput]) -> np.ndarray:
         """What the graph gives for one batch, whatever `run.batch_size` is: float32 [len(items), labels]."""
@@ -219,7 +219,7 @@ class ImageFeatureExtractor(ImageModel):
 
         Raises InputError for what is no image, or cannot be decoded.
         """
-        return list(self.many(self._listed(items), self._predict_batch))
+        return self.all_of(self._listed(items), self._predict_batch)
 
     def vectors(self, items: Sequence[ImageInput]) -> np.ndarray:
         """One vector an image, pooled as the manifest says: float32 [len(items), n]."""

@@ -13,7 +13,7 @@ def choose(
     several: an input may have several labels, all those from the threshold up (0.5 unless set) are said, and the answer
     is the best. Else one label is said: the best, or of two the second where its score reaches the threshold.
     """
-    best = max(range(len(scores)), key=scores.__getitem__)
+    best = scores.index(max(scores))
     if several:
         limit = 0.5 if threshold is None else threshold
         return best, tuple(label for label, score in zip(labels, scores, strict=True) if score >= limit)

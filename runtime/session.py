@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy  # noqa: F401  # onnxruntime's own import of numpy, made ours so that its absence is said by name
+from edgewise.runtime import numpy_first  # noqa: F401  # before onnxruntime, whose own import of numpy it replaces
+
+# isort: split
 import onnxruntime as ort
 
 from edgewise.errors import BundleChangedError, BundleError, ProviderError

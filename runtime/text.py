@@ -73,13 +73,13 @@ class TextEncoder:
 
     def _encode(self, items: Sequence[TextInput]) -> list[Encoding]:
         try:
+            first = items[0] if len(items) == 1 else None
+            if isinstance(first, str) and (self.length is None or len(first) <= _FAR * self.length):
+                return [self.tokenizer.encode(first)]  # most calls: nothing else stands before them
             if self.length is not None and any(is_far_longer(item, self.length) for item in items):
                 return self._encode_far(items, self.length)
             if len(items) == 1:
-                item = items[0]
-                if isinstance(item, str):
-                    return [self.tokenizer.encode(item)]
-                return [self.tokenizer.encode(*_pair(item))]
+                return [self.tokenizer.encode(*_pair(first))]
             many: list[Encoding] = self.tokenizer.encode_batch([i if isinstance(i, str) else _pair(i) for i in items])
             return many
         except (UnicodeEncodeError, TypeError, ValueError) as error:
@@ -97,16 +97,12 @@ class TextEncoder:
         if not encodings:
             raise InputError("a batch of no texts: give at least one")
         if len(encodings) == 1 and self.fixed is None:
-            columns = {n: [_column(encodings[0], n)] for n in self.inputs}
-        else:
-            longest = self.fixed or max(len(e) for e in encodings)
-            columns = {
-                n: [
-                    (c := _column(e, n)) + [self.pad_id if n == "input_ids" else 0] * (longest - len(c))
-                    for e in encodings
-                ]
-                for n in self.inputs
-            }
+            return {n: np.array([_column(encodings[0], n)], dtype=np.int64) for n in self.inputs}
+        longest = self.fixed or max(len(e) for e in encodings)
+        columns = {
+            n: [(c := _column(e, n)) + [self.pad_id if n == "input_ids" else 0] * (longest - len(c)) for e in encodings]
+            for n in self.inputs
+        }
         return {name: np.array(rows, dtype=np.int64) for name, rows in columns.items()}
 
 

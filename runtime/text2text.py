@@ -76,7 +76,7 @@ class TextToText(Model):
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise InputError(f"predict takes a list of texts, got {type(items).__name__}: put a single text in a list")
         write = partial(self._write, options=with_given(self._options, options))
-        return list(self.many(list(enumerate(items)), write))
+        return self.all_of(list(enumerate(items)), write)
 
     def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """The text that is written, piece by piece as it comes; joined, it is the `text` of `predict`.

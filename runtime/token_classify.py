@@ -137,7 +137,7 @@ class TokenClassifier(Model):
         return _How(chosen, ignored, stride)
 
     def _predict(self, items: Sequence[str], how: _How) -> list[TokenPrediction]:
-        return list(self.many(items, self._way(how)))
+        return self.all_of(items, self._way(how))
 
     def _stream(self, inputs: Iterator[Any], how: _How) -> Iterator[Any]:
         # Inputs are checked where they are answered, so that an error stands where its answer would.
