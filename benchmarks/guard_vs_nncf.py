@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,23 +39,38 @@ MAX_EVALUATIONS = 12
 """Of either tool, those of fp32 and of all int8 included."""
 
 
-def run_ours(work: Path, task: str, limit: float, splits: Any, reader: Any) -> dict[str, Any]:
-    from edgewise.exporter import sensitivity
-    from edgewise.exporter.guard import guard
-    from edgewise.exporter.quantize import calibrated_once, quantize_graph, resolve_recipe
-    from edgewise.exporter.stopping import Reference
+def our_recipe() -> Any:
+    from edgewise.exporter.quantize import resolve_recipe
     from edgewise.types import Recipe
 
-    recipe = resolve_recipe(Recipe(precision="int8-static", calibration_rows=CALIBRATION))
-    val, made, simulated = read_rows(work, "val"), 0, 0
+    return resolve_recipe(Recipe(precision="int8-static", calibration_rows=CALIBRATION))
+
+
+def quantizer(work: Path, name: str, task: str, splits: Any, reader: Any) -> Callable[[tuple[str, ...]], Path]:
+    """(nodes to keep in fp32) -> our graph, each in a folder of its own under that name."""
+    from edgewise.exporter.quantize import quantize_graph
+
+    made = 0
 
     def quantize(keep: tuple[str, ...]) -> Path:
         nonlocal made
         made += 1
-        out = work / "ours" / f"{limit}-{made}"
+        out = work / "ours" / f"{name}-{made}"
         out.mkdir(parents=True, exist_ok=True)
-        rows, wanted = splits.train[:CALIBRATION], replace(recipe, keep=keep)
+        rows, wanted = splits.train[:CALIBRATION], replace(our_recipe(), keep=keep)
         return quantize_graph(work / "fp32", out / "q", wanted, rows, reader, 48, images=task.startswith("image"))
+
+    return quantize
+
+
+def run_ours(work: Path, task: str, limit: float, splits: Any, reader: Any) -> dict[str, Any]:
+    from edgewise.exporter import sensitivity
+    from edgewise.exporter.guard import guard
+    from edgewise.exporter.quantize import calibrated_once
+    from edgewise.exporter.stopping import Reference
+
+    recipe, val, simulated = our_recipe(), read_rows(work, "val"), 0
+    quantize = quantizer(work, f"{limit}", task, splits, reader)
 
     def score(graph: Path, numbers: Sequence[int]) -> Iterator[float]:
         return (found for found, _ in run(graph, (val[i] for i in numbers)))
@@ -231,6 +246,43 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return {"points": float(drop.mean()), "low": float(low), "high": float(high), "rows": len(drop)}
 
 
+def at_the_same_share(
+    work: Path, task: str, splits: Any, reader: Any, nncf: Sequence[tuple[float, Path]], fp32: np.ndarray
+) -> list[dict[str, Any]]:
+    """Our ranking cut where NNCF's graphs are, so that neither tool's luck on val says how much is in int8.
+
+    nncf: (share in int8, graph), each once. fp32: scores of the confirm rows. Of our graphs that keep more and more of
+    the ranked parts in fp32, the last with at least NNCF's share, or all int8 where that has less: both judged on
+    confirm. No val row is run.
+    """
+    from edgewise.exporter.guard_search import INT8, Search
+    from edgewise.exporter.quantize import calibrated_once
+    from edgewise.exporter.sensitivity import simulate
+    from edgewise.exporter.stopping import Reference
+
+    graph, confirm = work / "fp32" / "model.onnx", read_rows(work, "confirm")
+    scores, leads = zip(*run(graph, read_rows(work, "val")), strict=True)
+    search = Search(quantizer(work, "same", task, splits, reader), lambda *_: iter(()),
+                    Reference(np.array(scores), leads=leads), 0.0, 1)  # fmt: skip
+    told = []
+    with calibrated_once():
+        feeds = [f for f, _ in read_rows(work, "samples")]
+        search.begin(simulate(graph, search.graph(INT8), feeds).nearest(16), None)
+        search.rank()
+        for share, theirs in nncf:
+            count = 0
+            while int8_share(search.graph(search.prefix(count + 1)), graph) >= share - 1e-4:
+                count += 1
+            ours = search.graph(search.prefix(count))
+            mine, other = (np.array([score for score, _ in run(g, confirm)]) for g in (ours, theirs))
+            told.append({
+                "nncf_int8_share": share, "int8_share": int8_share(ours, graph), "kept": count,
+                "confirm_drop": float((fp32 - mine).mean()), "nncf_confirm_drop": float((fp32 - other).mean()),
+                "ours_loses_to_nncf": compared(mine, other),
+            })  # fmt: skip
+    return told
+
+
 def totals(cases: dict[str, Any]) -> dict[str, Any]:
     """Sums over the pairs of a case and a limit, by tool, and what NNCF takes for one of ours."""
     sums: dict[str, dict[str, float]] = {}
@@ -278,18 +330,28 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/guard"))
     parser.add_argument("--case", choices=list(CASES), action="append", help="these alone; the others stay")
     parser.add_argument("--table", action="store_true", help="print the table of the committed result")
+    parser.add_argument(
+        "--same-share", action="store_true", help="compare at NNCF's shares of int8 alone, the rest stays"
+    )
     parser.add_argument("--nncf", type=float, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.nncf is not None:
         print(json.dumps(run_nncf(args.work, args.nncf)))
         return
-    from conditions import RESULTS
+    from conditions import RESULTS, save
 
     path = RESULTS / "guard_vs_nncf.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     result = {"what": __doc__, "cases": {n: c for n, c in result.get("cases", {}).items() if n in CASES}}
     for name in () if args.table else args.case or CASES:
-        measure(name, args.work.resolve(), result)
+        if args.same_share:
+            work = args.work.resolve() / name
+            splits, reader = prepare(name, work)
+            fp32 = np.array([score for score, _ in run(work / "fp32", read_rows(work, "confirm"))])
+            same_share(name, work, result["cases"][name], splits, reader, fp32)
+            save("guard_vs_nncf", {**result, "totals": totals(result["cases"])})
+        else:
+            measure(name, args.work.resolve(), result)
     result["totals"] = totals(result["cases"])
     print(table(result))
 
@@ -321,6 +383,17 @@ def measure(name: str, root: Path, result: dict[str, Any]) -> None:
         found["limits"][str(limit)] = {"tools": [ours, theirs], "ours_loses_to_nncf": loss}
         result["totals"] = totals(result["cases"])
         save("guard_vs_nncf", result)
+    same_share(name, work, found, splits, reader, fp32["confirm"])
+    save("guard_vs_nncf", result)
+
+
+def same_share(name: str, work: Path, found: dict[str, Any], splits: Any, reader: Any, fp32: np.ndarray) -> None:
+    """Add `at_the_same_share` to a case whose pairs are there."""
+    ends = {p["tools"][1]["int8_share"]: work / f"nncf-{x}.onnx" for x, p in found["limits"].items()}
+    found["at_the_same_share"] = at_the_same_share(
+        work, CASES[name].task, splits, reader, sorted(ends.items(), reverse=True), fp32
+    )
+    print(name, found["at_the_same_share"], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

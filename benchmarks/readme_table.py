@@ -58,10 +58,42 @@ def section() -> str:
         f"The machine's load (1 minute) was {loads[0]} in the first table, {loads[1]} for the calls and {loads[2]} for "
         "the reviews: all of them shared its two cores with other work.",
         "",
-        "`python benchmarks/startup.py`, `overhead.py` and `offline.py` measure this again; their results with all "
-        "conditions are in [benchmarks/results](benchmarks/results).",
+        "All that is asked of the runtime, as ratios (one thread; the peers in the same runs):",
+        "",
+        *bars(),
+        "",
+        "`python benchmarks/startup.py`, `overhead.py`, `offline.py` and `generation.py` measure this again; their "
+        "results with all conditions are in [benchmarks/results](benchmarks/results).",
     ]
     return "\n".join(lines)
+
+
+def bars() -> list[str]:
+    """What is asked of the runtime, with what was measured: Markdown rows."""
+    startup, overhead, offline = _read("startup"), _read("overhead"), _read("offline")
+    rows = []
+    for peer, bar in startup["bars"].items():
+        found = startup["ratios"][f"edgewise run / {peer}"]
+        rows.append((f"cold start, time / {peer}", found["seconds"], "<=", bar["seconds"]))
+        if bar["peak_rss"]:
+            rows.append((f"cold start, peak RSS / {peer}", found["peak_rss"], "<=", bar["peak_rss"]))
+    for pair, bar in overhead["bars"].items():
+        rows.append((f"one call, {pair}", overhead[pair], ">=" if "PyTorch" in pair else "<=", bar))
+    for peer, found in offline["peers"].items():
+        rows.append((f"2,000 reviews, times as fast as the {peer}", found["times_as_fast"], ">=", offline["bar"]))
+    generation = _read("generation")
+    for pair, wanted in generation["bars"].items():
+        for family, bar in wanted.items():
+            found = generation["families"].get(family, {}).get("1 threads", {}).get("ratios", {}).get(pair)
+            if found:
+                rows.append((f"{family}, tokens/s, {pair}", found["tokens_a_second"], ">=", bar))
+    lines = ["| what | measured: median (quartiles) | asked |", "|---|---|---|"]
+    for what, x, op, bar in rows:
+        met = x["median"] >= bar if op == ">=" else x["median"] <= bar
+        sign = "at least" if op == ">=" else "at most"
+        missed = "" if met else " **missed**"
+        lines.append(f"| {what} | {x['median']:.3f} ({x['q1']:.3f}–{x['q3']:.3f}){missed} | {sign} {bar:.3g} |")
+    return lines
 
 
 def _read(name: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgewise.arrival import arrivals_of
 from edgewise.pairing import Pairing
 from edgewise.progress import Reporter
 from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Verdict
@@ -108,7 +109,8 @@ class Confirmer:
         )  # fmt: skip
         measure_latency(
             [subject], [entry.target], rows, store=self.store, devices=plan.devices, spec=plan.profile,
-            level=plan.confidence, stage="confirm", work=self.work, progress=self.say.update,
+            level=plan.confidence, stage="confirm", work=self.work, arrivals=arrivals_of(plan.profile),
+            progress=self.say.update,
         )  # fmt: skip
         found = entries(self.store, stage="confirm", digests={subject.bundle.digest}, inputs_digest=digest_rows(rows))
         metrics = next((e.metrics for e in found if e.key == entry.key and e.status == "ok"), {})

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgewise.arrival import arrivals_of
 from edgewise.data import PARTS
 from edgewise.errors import EdgewiseError, PlanError
 from edgewise.files import digest_json, sweep_partials
@@ -269,7 +270,8 @@ class _Fit:
         with self.say.step("latency, start-up and memory in fresh processes"):
             measured += measure_latency(
                 subjects, plan.targets, rows, store=store, devices=plan.devices, spec=plan.profile,
-                level=plan.confidence, work=self.folder.rounds, progress=self.say.update,
+                level=plan.confidence, work=self.folder.rounds, arrivals=arrivals_of(plan.profile),
+                progress=self.say.update,
             )  # fmt: skip
         for m in measured:
             if m.status == "failed" and m.target is not None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
+from edgewise.arrival import arrivals_of
 from edgewise.errors import PlanError, nearest, need_extra
-from edgewise.types import TRAINED_TASKS, Budget, Device, Provider, Recipe, RunSettings, Target, Task
+from edgewise.types import TRAINED_TASKS, Budget, Device, Provider, Recipe, RunSettings, Target, Task, TimedScenario
 from edgewise.units import check_metric, parse_limit
 
 try:
@@ -110,6 +111,14 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_rounds: Annotated[int, Meta(ge=5)] = 10
     seconds: Annotated[float, Meta(gt=0)] = 1.0
     """Timed calls in one round, in seconds."""
+    scenarios: Annotated[tuple[TimedScenario, ...], Meta(min_length=1)] = ("single-stream",)
+    """How queries come: MLPerf's single-stream, multi-stream, offline and server, or paced."""
+    streams: Whole = 8
+    """Inputs of a multi-stream query."""
+    rate: Annotated[float, Meta(gt=0)] | None = None
+    """Queries a second of server."""
+    every_ms: Annotated[float, Meta(gt=0)] | None = None
+    """Milliseconds between the queries of paced."""
 
 
 class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -223,6 +232,7 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         profile=parsed.profile,
     )
     _check_task(plan, at)
+    _check_scenarios(plan, at)
     _check_teachers(parsed, plan, at)
     check_data(plan, at)
     _check_sources(parsed, plan, at)
@@ -239,6 +249,11 @@ def _check_task(plan: Plan, at: Places) -> None:
             "profile",
             "max_rounds",
         )
+
+
+def _check_scenarios(plan: Plan, at: Places) -> None:
+    at.unique(plan.profile.scenarios, "scenario", "profile", "scenarios")
+    at.guard(arrivals_of, plan.profile, "profile", "scenarios")
 
 
 def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:

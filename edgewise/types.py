@@ -30,11 +30,13 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
 Stage = Literal["train", "export", "profile", "confirm"]
-Scenario = Literal["none", "single-stream", "offline", "accuracy", "comparison"]
+TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced"]
+Scenario = Literal["none", "single-stream", "multi-stream", "offline", "server", "paced", "accuracy", "comparison"]
 Op = Literal["<=", ">="]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 TASKS: tuple[Task, ...] = get_args(Task)
+SCENARIOS: tuple[TimedScenario, ...] = get_args(TimedScenario)
 
 AUTO_CLASSES: dict[Task, str] = {
     "text-classification": "AutoModelForSequenceClassification",

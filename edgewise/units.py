@@ -27,6 +27,8 @@ class MetricKind:
     """One sentence for reports and docs."""
 
 
+PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
 _TIME = "time of one call, from text to answer, tokenizing included, in a warmed-up process"
 
 WORST = "worst_slice_"
@@ -64,6 +66,24 @@ def _quality() -> dict[str, MetricKind]:
     }
 
 
+def _scenarios() -> dict[str, MetricKind]:
+    """What the scenarios beside single-stream measure, each under names of its own."""
+    queries = {
+        "multistream": "time of a query of several inputs, the next one asked when all are answered",
+        "server": "time of a query that comes at random (Poisson), from when it was due, waiting included",
+        "paced": "time of a call that comes at fixed intervals, the device idle between them",
+    }
+    found = {
+        "offline_throughput": MetricKind("1/s", "higher", "Inputs answered a second, all of them asked at once."),
+        "multistream_throughput": MetricKind("1/s", "higher", "Inputs answered a second, several asked at a time."),
+    }
+    for name, about in queries.items():
+        for percentile, q in PERCENTILES.items():
+            found[f"{name}_{percentile}"] = MetricKind("s", "lower", f"{100 * q:g}th percentile of the {about}.")
+        found[f"{name}_mean"] = MetricKind("s", "lower", f"Mean {about}.")
+    return found
+
+
 METRICS: dict[str, MetricKind] = {
     "p50": MetricKind("s", "lower", f"Median {_TIME}."),
     "p90": MetricKind("s", "lower", f"90th percentile of the {_TIME}."),
@@ -86,11 +106,13 @@ METRICS: dict[str, MetricKind] = {
     "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
     "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
     **_quality(),
+    **_scenarios(),
     "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
     "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
     "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
 }
 """Every metric that can be a budget or an objective."""
+
 
 METRICS |= {
     f"{WORST}{name}": MetricKind(
@@ -98,8 +120,6 @@ METRICS |= {
     )
     for name in ("accuracy", "f1", *_quality())
 }
-
-PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 UNITS: dict[str, dict[str, float]] = {
     "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0},
@@ -125,6 +145,8 @@ _LIMIT = re.compile(
     r"^\s*(?P<op><=|>=|<|>|==|=)?\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
     r"\s*(?P<unit>(?:1/)?[^\s\d]\S*)?(?:\s+of\s+(?P<of>\S+))?\s*$"
 )
+_QUANTITY = re.compile(r"^\s*(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>\S+)\s*$")
+_SUCH = {"s": "50 ms", "1/s": "20 /s", "B": "512 MB"}
 _BUDGET = re.compile(r"^\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?P<limit>(?:<=|>=|<|>|=).*)$")
 
 
@@ -166,6 +188,15 @@ def parse_limit(metric: str, text: str) -> Budget:
         relative_to=match["of"] or ("fp32" if metric in RELATIVE else None),
         text=f"{metric} {' '.join(str(text).split())}",
     )
+
+
+def parse_quantity(name: str, text: str, unit: str) -> float:
+    """A number with its unit, in the canonical `unit`, for example ('--every', '50 ms', 's'). Raises PlanError."""
+    match = _QUANTITY.match(text)
+    if match is None or match["unit"] not in UNITS[unit]:
+        known = ", ".join(u for u in UNITS[unit] if u)
+        raise PlanError(f"{name} is {text!r}; expected a number and one of {known}, such as {_SUCH[unit]!r}")
+    return float(match["number"]) * UNITS[unit][match["unit"]]
 
 
 def parse_budget(text: str) -> Budget:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import DataError, PlanError, StoreError
 from edgewise.progress import Reporter
-from edgewise.types import PROVIDERS
+from edgewise.types import PROVIDERS, SCENARIOS
+from edgewise.units import parse_quantity
 
 if TYPE_CHECKING:
+    from edgewise.arrival import Arrival
     from edgewise.data import Row
     from edgewise.types import Measurement, Selection, Target
 
@@ -37,6 +39,12 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--percentile", choices=["p50", "p90", "p95", "p99", "p99.9"], default="p95")
     parser.add_argument("--seconds", type=float, default=1.0, help="timed calls in one round (default: %(default)s)")
     parser.add_argument("--max-rounds", type=int, default=10, help="fresh processes at most (default: %(default)s)")
+    parser.add_argument(
+        "--scenario", default="single-stream", metavar="S,...", help=f"{', '.join(SCENARIOS)} (default: single-stream)"
+    )
+    parser.add_argument("--streams", type=int, default=8, help="inputs of a multi-stream query (default: %(default)s)")
+    parser.add_argument("--rate", metavar="R", help="of server: queries, such as '20 /s'")
+    parser.add_argument("--every", metavar="T", help="of paced: from one call to the next, such as '50 ms'")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--json", action="store_true", help="the measurements as JSON on standard output")
 
@@ -64,6 +72,7 @@ def run_profile(args: argparse.Namespace) -> int:
             devices=(Device("here", args.python),),
             spec=spec,
             level=args.confidence,
+            arrivals=_arrivals(args),
             progress=say.update,
         )
     if args.json:
@@ -73,6 +82,17 @@ def run_profile(args: argparse.Namespace) -> int:
             _print_measurement(m)
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
+
+
+def _arrivals(args: argparse.Namespace) -> tuple[Arrival, ...]:
+    from edgewise.arrival import Arrival
+
+    names = args.scenario.split(",")
+    if len(set(names)) < len(names):
+        raise PlanError(f"--scenario {args.scenario!r} names one twice")
+    rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
+    every = None if args.every is None else parse_quantity("--every", args.every, "s")
+    return tuple(Arrival(name, args.streams, rate, every) for name in names)
 
 
 def _rows(args: argparse.Namespace) -> tuple[Row, ...]:

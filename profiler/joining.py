@@ -6,16 +6,15 @@ change an answer; size and training time belong to the bundle. An entry joins th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.files import digest_json
-from edgewise.types import Entry, Measurement, Metric, Stage, Target, to_dict
+from edgewise.types import SCENARIOS, Entry, Measurement, Metric, Stage, Target, to_dict
 
 if TYPE_CHECKING:
     from edgewise.profiler.store import Store
 
-TIMED = ("single-stream", "offline")
 ANSWERED = ("accuracy", "comparison")
 
 
@@ -46,9 +45,9 @@ def entries(
         and (m.stage != stage or inputs_digest is None or m.inputs_digest == inputs_digest)
     ]
     early = _latest((m for m in wanted if m.stage in ("train", "export")), _early_key)
-    timed = _latest((m for m in wanted if m.stage == stage and m.scenario in TIMED), _timed_key)
+    timed = _latest((m for m in wanted if m.stage == stage and m.scenario in SCENARIOS), _timed_key)
     answered = _latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
-    found = [_join(m, early.values(), answered) for m in timed.values()]
+    found = [_join(m, early.values(), answered) for m in _by_place(timed.values())]
     return found + [
         Entry(m.candidate, m.recipe, m.content_digest, m.target, {x.name: x for x in m.metrics}, "failed", m.reason)
         for m in early.values()
@@ -76,9 +75,21 @@ def _answer_key(m: Measurement) -> tuple[Any, ...]:
     return (m.scenario, m.candidate, m.recipe, m.content_digest, settings, m.conditions.get("fingerprint_digest"))
 
 
-def _join(timed: Measurement, early: Iterable[Measurement], answered: dict[Any, Measurement]) -> Entry:
+def _by_place(timed: Iterable[Measurement]) -> list[list[Measurement]]:
+    """One bundle on one target each: its scenarios, in the order of SCENARIOS."""
+    found: dict[Any, list[Measurement]] = {}
+    for m in timed:
+        place = digest_json(to_dict(m.target)) if m.target else None
+        found.setdefault((m.candidate, m.recipe, m.content_digest, place), []).append(m)
+    return [sorted(same, key=lambda m: SCENARIOS.index(m.scenario)) for same in found.values()]
+
+
+def _join(same: Sequence[Measurement], early: Iterable[Measurement], answered: dict[Any, Measurement]) -> Entry:
+    timed = same[0]
     metrics: dict[str, Metric] = {}
-    reasons = [timed.reason] if timed.status == "failed" else []
+    reasons = [
+        m.reason if m.scenario == "single-stream" else f"{m.scenario}: {m.reason}" for m in same if m.status == "failed"
+    ]
     for m in early:
         if m.status == "ok" and m.candidate == timed.candidate and m.recipe in ("", timed.recipe):
             metrics |= {x.name: x for x in m.metrics}
@@ -90,7 +101,7 @@ def _join(timed: Measurement, early: Iterable[Measurement], answered: dict[Any, 
             metrics |= {x.name: x for x in found.metrics}
             if found.status == "failed":
                 reasons.append(f"{scenario}: {found.reason}")
-    metrics |= {x.name: x for x in timed.metrics}
+    metrics |= {x.name: x for m in same for x in m.metrics}
     return Entry(
         timed.candidate,
         timed.recipe,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgewise.arrival import Arrival
 from edgewise.data import Row
 from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
@@ -60,12 +61,15 @@ def measure_latency(
     work: Path | None = None,
     seed: int = 0,
     repeat_disturbed: bool = True,
+    arrivals: Sequence[Arrival] = (Arrival(),),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
-    """Measure every subject on every target; the measurements, in that order, as they stand in the store.
+    """Measure every subject on every target in every scenario; the measurements, in that order, as they stand in the
+    store.
 
     rows: inputs, in an order shuffled by `seed`, the same for all; round r starts at another place of it.
-    spec: a plan's `profile`, or `Rounds`. work: where raw rounds wait (beside the store, unless given).
+    spec: a plan's `profile`, or `Rounds`. arrivals: the scenarios. work: where raw rounds wait (beside the store,
+    unless given).
 
     What the store has already is not measured again, and finished rounds of an interrupted run are taken up. A bundle
     that fails becomes a measurement with its reason. Raises UserError for a device whose interpreter cannot run the
@@ -78,8 +82,12 @@ def measure_latency(
     try:
         prints = {name: fingerprint_of(device, run.children) for name, device in by_name.items()}
         faults = {id(s): check_subject(s) for s in subjects}
-        pairs = [(s, t) for s in subjects for t in targets]
-        series = [run.series(s, t, by_name[t.device], prints[t.device], faults[id(s)]) for s, t in pairs]
+        series = [
+            run.series(s, t, a, by_name[t.device], prints[t.device], faults[id(s)])
+            for s in subjects
+            for t in targets
+            for a in arrivals
+        ]
         stored = {id(s): store.find(s.key) for s in series}
         open_ones = [s for s in series if stored[id(s)] is None]
         run.measure(open_ones, repeat_disturbed)
@@ -113,7 +121,7 @@ class _Run:
             "min_rounds": rule.min_rounds,
             "max_rounds": rule.max_rounds,
             "seconds": rule.seconds,
-            "min_calls": calls_a_round(rule),
+            "min_calls": calls_a_round(rule, Arrival()),
             "warmup": dict(WARM_UP),
             "level": level,
             "seed": seed,
@@ -121,26 +129,36 @@ class _Run:
         }
 
     def series(
-        self, subject: Subject, target: Target, device: Device, fingerprint: dict[str, Any] | str, fault: str
+        self,
+        subject: Subject,
+        target: Target,
+        arrival: Arrival,
+        device: Device,
+        fingerprint: dict[str, Any] | str,
+        fault: str,
     ) -> Series:
-        """A subject on a target, with the rounds that are there already."""
+        """A subject on a target in a scenario, with the rounds that are there already."""
         known = fingerprint if isinstance(fingerprint, dict) else {}
         key = MeasurementKey(
             subject.candidate,
             subject.recipe,
             subject.bundle.digest,
             target,
-            "single-stream",
+            arrival.name,
             self.stage,
             self.inputs_digest,
             str(known.get("digest", "")),
-            digest_json(self.settings),
+            digest_json(self._settings(arrival)),
         )
         folder = self.work / key.digest.removeprefix("sha256:")[:24]
         failure = fault or (fingerprint if isinstance(fingerprint, str) else "")
-        series = Series(subject, target, device, key, folder, known, failure=failure)
+        inputs = min(len(self.rows), _MAX_INPUTS)
+        series = Series(subject, target, device, key, folder, known, arrival, failure=failure, n_inputs=inputs)
         series.resume()
         return series
+
+    def _settings(self, arrival: Arrival) -> dict[str, Any]:
+        return {**self.settings, "min_calls": calls_a_round(self.rule, arrival), **arrival.settings()}
 
     def measure(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
         """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
@@ -152,7 +170,7 @@ class _Run:
             for s in self._shuffled(wanted, number):
                 if number not in s.rounds:
                     self._one_round(s, number)
-                self._step(f"round {number + 1}: {s.subject.name} on {s.target.text()}")
+                self._step(f"round {number + 1}: {s.text}")
         if repeat_disturbed:
             self._repeat_disturbed([s for s in series if not s.failure])
 
@@ -179,7 +197,7 @@ class _Run:
         for s, number in again:
             if not s.failure:
                 self._one_round(s, number, repeat=True)
-            self._step(f"round {number + 1} again, it was disturbed: {s.subject.name} on {s.target.text()}")
+            self._step(f"round {number + 1} again, it was disturbed: {s.text}")
 
     def _one_round(self, s: Series, number: int, *, repeat: bool = False) -> None:
         """Run one fresh process; what goes wrong ends this series, not the others."""
@@ -214,10 +232,11 @@ class _Run:
             "run": job_run(s.target.run, s.subject.bundle),
             "warmup": self.settings["warmup"],
             "seconds": self.rule.seconds,
-            "min_calls": self.settings["min_calls"],
+            "min_calls": calls_a_round(self.rule, s.arrival),
+            "scenario": s.arrival.job(1_000_003 * self.seed + number),
             "placement": number == 0,
         }
-        timeout_s = 120 + 20 * self.rule.seconds
+        timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"]))
         return run_job(s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep)
 
     def finish(self, s: Series) -> Measurement:
@@ -227,7 +246,7 @@ class _Run:
             recipe=s.subject.recipe,
             content_digest=s.subject.bundle.digest,
             target=s.target,
-            scenario="single-stream",
+            scenario=s.arrival.name,
             stage=self.stage,
             status="failed" if s.failure else "ok",
             reason=s.failure,
@@ -244,10 +263,11 @@ class _Run:
         base = {
             "fingerprint": dict(s.fingerprint),
             "fingerprint_digest": s.key.fingerprint_digest,
-            "settings": self.settings,
+            "settings": self._settings(s.arrival),
             "settings_digest": s.key.settings_digest,
             "device": {"name": s.device.name, "python": s.device.python},
-            "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, one call after the other",
+            "scenario": s.arrival.text(),
+            "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, {s.arrival.order}",
             "notes": list(self.notes),
         }
         return base if s.failure else base | series_conditions(s, self.rule, self.level, self._stopped(s))
@@ -255,7 +275,7 @@ class _Run:
     def _stopped(self, s: Series) -> str:
         """By which rule it stopped, in words."""
         half = s.half_width(self.rule, self.level)
-        rounds, name = len(s.rounds), self.rule.percentile
+        rounds, name = len(s.rounds), "throughput" if s.arrival.name == "offline" else self.rule.percentile
         if half is None:
             return f"after {rounds} rounds, the most allowed; {name} has no interval yet"
         width = f"interval of {name} is ±{half:.1%}, asked for ±{self.rule.width:.1%}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle
 from edgewise.data import Row
 from edgewise.errors import DataError
@@ -42,13 +43,14 @@ def profile(
     reference: str = "fp32",
     work: Path | None = None,
     seed: int = 0,
+    arrivals: Sequence[Arrival] = (Arrival(),),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Measure bundles on targets: accuracy where the rows have labels, then latency, start-up, memory and size.
 
     bundles: folders, or `Subject`s that name candidate and recipe. rows: real inputs; labels on all of them or none.
-    spec: how long (`Rounds`, or a plan's `profile`). Returns the measurements as they stand in the store; what it has
-    already is not measured again, and what fails is a measurement with its reason.
+    spec: how long (`Rounds`, or a plan's `profile`). arrivals: the scenarios. Returns the measurements as they stand in
+    the store; what it has already is not measured again, and what fails is a measurement with its reason.
 
     Raises BundleError for a folder that is no bundle, DataError, PlanError for a device that is not among `devices`,
     UserError for a device whose interpreter cannot run the worker.
@@ -79,6 +81,7 @@ def profile(
         level=level,
         work=work,
         seed=seed,
+        arrivals=arrivals,
         progress=progress,
     )
     return found

@@ -37,6 +37,8 @@ class Calls:
     """Tokens of all texts of the call."""
     truncated: tuple[int, ...]
     """Texts of the call that were cut."""
+    span_ns: int = 0
+    """From the first call to the last answer."""
 
 
 @dataclass(frozen=True)
@@ -145,4 +147,4 @@ def _calls(data: Mapping[str, Any]) -> Calls:
     ns, inputs, tokens, cut = (tuple(map(int, data[n])) for n in ("ns", "inputs", "tokens", "truncated"))
     if not ns or min(ns) <= 0 or not len(ns) == len(inputs) == len(tokens) == len(cut):
         raise ValueError(f"{len(ns)} times for {len(inputs)} inputs, the shortest {min(ns, default=None)} ns")
-    return Calls(ns, inputs, tokens, cut)
+    return Calls(ns, inputs, tokens, cut, int(data.get("span_ns", sum(ns))))

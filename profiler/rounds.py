@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from edgewise.arrival import Arrival
 from edgewise.errors import WorkerError
+from edgewise.paired import Bounds
 from edgewise.profiler.plumbing import Subject, token_distribution
+from edgewise.profiler.queries import inputs_a_query
 from edgewise.profiler.results import WorkerResult, read_result
 from edgewise.profiler.statistics import (
     SAMPLE_NEEDED,
@@ -72,10 +75,19 @@ class Series:
     key: MeasurementKey
     folder: Path
     fingerprint: Mapping[str, Any]
+    arrival: Arrival = field(default_factory=Arrival)
     rounds: dict[int, WorkerResult] = field(default_factory=dict)
     """By round; a repeat takes the place of the disturbed one when less of the machine was taken."""
     repeats: dict[int, str] = field(default_factory=dict)
     failure: str = ""
+    n_inputs: int = 1
+    """Of a job."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        scenario = "" if self.arrival.name == "single-stream" else f", {self.arrival.text()}"
+        return f"{self.subject.name} on {self.target.text()}{scenario}"
 
     def file(self, number: int, *, repeat: bool = False) -> Path:
         """Where the raw results of a round stand."""
@@ -119,14 +131,24 @@ class Series:
         return [Sample(n, r.pid, _calls(r).ns) for n, r in sorted(self.rounds.items())]
 
     def half_width(self, rule: RoundRule, level: float) -> float | None:
-        """Half width of the asked percentile's interval relative to its value; None when it cannot be said yet."""
+        """Half width of the interval of the asked percentile, offline of the throughput, relative to its value; None
+        when it cannot be said yet."""
+        if self.arrival.name == "offline":
+            return _relative(mean_bounds(self.rates(), level)) if len(self.rounds) > 1 else None
         seconds = self.seconds()
         if len(seconds) < 2 or sum(map(len, seconds)) < SAMPLE_NEEDED[rule.percentile]:
             return None
-        bounds = percentile_bounds(seconds, PERCENTILES[rule.percentile], level)
-        if bounds.low is None or bounds.high is None:
-            return None
-        return (bounds.high - bounds.low) / 2 / bounds.value
+        return _relative(percentile_bounds(seconds, PERCENTILES[rule.percentile], level))
+
+    @property
+    def inputs_a_query(self) -> int:
+        """Inputs of one query."""
+        return inputs_a_query(self.arrival.job(0), self.target.run.batch_size, self.n_inputs)
+
+    def rates(self) -> list[float]:
+        """Inputs a second of each process, from its first query to its last answer."""
+        size, calls = self.inputs_a_query, [_calls(r) for _, r in sorted(self.rounds.items())]
+        return [size * len(c.ns) / (c.span_ns / 1e9) for c in calls]
 
     def enough(self, rule: RoundRule, level: float) -> bool:
         """Whether the interval is narrow enough."""
@@ -134,8 +156,17 @@ class Series:
         return half is not None and half <= rule.width
 
 
-def calls_a_round(rule: RoundRule) -> int:
-    """Timed calls of a round at least: so many that min_rounds of them give the asked percentile its sample."""
+def _relative(bounds: Bounds) -> float | None:
+    if bounds.low is None or bounds.high is None:
+        return None
+    return (bounds.high - bounds.low) / 2 / bounds.value
+
+
+def calls_a_round(rule: RoundRule, arrival: Arrival) -> int:
+    """Timed calls of a round at least: so many that min_rounds of them give the asked percentile its sample; offline
+    has none."""
+    if arrival.name == "offline":
+        return 1
     return math.ceil(SAMPLE_NEEDED[rule.percentile] / rule.min_rounds)
 
 
@@ -151,8 +182,11 @@ def _calls(result: WorkerResult) -> Any:
 
 
 def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
-    """All that the rounds say: times, throughput, start-up, memory, size."""
+    """All that the rounds say: times, throughput, start-up, memory, size; of the scenarios beside single-stream what
+    these alone say, under names of their own."""
     seconds = series.seconds()
+    if series.arrival.name != "single-stream":
+        return _scenario_metrics(series, seconds, level)
     results = [r for _, r in sorted(series.rounds.items())]
     means = mean_bounds([float(np.mean(s)) for s in seconds], level)
     calls = sum(map(len, seconds))
@@ -166,6 +200,17 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
         *_memory_metrics(results, level),
         Metric("size", "B", float(size), method="sum of the bundle's files", n=1),
     )
+
+
+def _scenario_metrics(series: Series, seconds: Sequence[Floats], level: float) -> tuple[Metric, ...]:
+    prefix = series.arrival.prefix
+    rate = mean_bounds(series.rates(), level).as_metric(f"{prefix}throughput", "1/s", level)
+    if series.arrival.name == "offline":
+        return (rate,)
+    means = mean_bounds([float(np.mean(s)) for s in seconds], level)
+    found = [replace(m, name=f"{prefix}{m.name}") for m in percentile_metrics(seconds, level)]
+    found.append(means.as_metric(f"{prefix}mean", "s", level))
+    return (*found, rate) if series.arrival.name == "multi-stream" else tuple(found)
 
 
 def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:
@@ -208,7 +253,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
     """What the numbers depend on, beside the machine and the settings."""
     results = sorted(series.rounds.items())
     calls = [_calls(r) for _, r in results]
-    size = series.target.run.batch_size
+    size = series.inputs_a_query
     texts = size * sum(len(c.ns) for c in calls)
     tokens = [t for c in calls for t in c.tokens]
     asked = [r for _, r in results if r.placement_why != "not asked for"]

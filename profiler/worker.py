@@ -3,8 +3,8 @@
 Reads job.json and inputs.jsonl, appends results.jsonl line by line. JSON alone. Imports the standard library,
 edgewise's contract and runtime, and psutil where there is no /proc; nothing else.
 
-Jobs: 'latency' times one call after the other in this fresh process; 'accuracy' answers each input once, untimed;
-'describe' tells of the machine. An error is one line {"event": "error"} and exit code 1.
+Jobs: 'latency' times calls in this fresh process, as the scenario has them; 'accuracy' answers each input once, and is
+not timed; 'describe' tells of the machine. An error is one line {"event": "error"} and exit code 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, TextIO  # noqa: E402
 
 from edgewise.errors import EdgewiseError  # noqa: E402
+from edgewise.profiler.queries import ask, inputs_a_query  # noqa: E402
 from edgewise.profiler.vitals import load_since, mark_load, read_memory  # noqa: E402
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def _spawned_ns() -> int | None:
 def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     ready_ns = time.monotonic_ns()
     items = [_item(line) for line in _lines(folder)]
-    batches = _batches(items, job["run"]["batch_size"])
+    arrival = job.get("scenario") or {"name": "single-stream"}
+    batches = _batches(items, inputs_a_query(arrival, job["run"]["batch_size"], len(items)))
     empty = read_memory(shares=False)
 
     before = time.monotonic_ns()
@@ -124,7 +126,7 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     gc.collect()
     gc.freeze()
     start = mark_load()
-    calls = _timed_calls(model, batches, job["seconds"], job["min_calls"])
+    calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel)
     load_now = load_since(start)
     results.write("memory", phase="end", **asdict(read_memory(shares=True)))
     results.write("load", **asdict(load_now), average=_load_average())
@@ -155,25 +157,6 @@ def _warm_up(model: TextClassifier, batches: list[list[Item]], rule: Mapping[str
         model.predict(batches[-1 - calls % len(batches)])
         calls += 1
     return {"calls": calls, "seconds": time.monotonic() - start}
-
-
-def _timed_calls(
-    model: TextClassifier, batches: list[list[Item]], seconds: float, min_calls: int
-) -> dict[str, list[int]]:
-    """One call after the other: nanoseconds of each, its batch, and the tokens and cut texts in it."""
-    clock, predict = time.perf_counter_ns, model.predict
-    times: list[int] = []
-    tokens: list[int] = []
-    cut: list[int] = []
-    end = clock() + int(seconds * 1e9)
-    while len(times) < min_calls or clock() < end:
-        batch = batches[len(times) % len(batches)]
-        start = clock()
-        answers = predict(batch)
-        times.append(clock() - start)
-        tokens.append(sum(a.n_tokens for a in answers))
-        cut.append(sum(a.truncated for a in answers))
-    return {"ns": times, "inputs": [i % len(batches) for i in range(len(times))], "tokens": tokens, "truncated": cut}
 
 
 def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:

@@ -116,8 +116,8 @@ def _decode_alone(cache: Cache, scores: np.ndarray, row: Row, ends: Sequence[int
     tokens = np.zeros(1, np.int64)
     while True:
         token = int(scores.argmax())
-        if not scores[0, token] > -np.inf:
-            check_score(float(scores[0, token]))
+        if not (best := scores.item(token)) > -math.inf:
+            check_score(best)
         over = row.add(token, ends)
         yield
         if over:

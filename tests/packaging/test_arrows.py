@@ -45,6 +45,7 @@ METRICS = {"metrics", "metric_evaluate", "metric_inputs", "metric_scores", "metr
 PROMPTS = {"prompting", "prompts"}
 CONTRACT = DEVICE_CONTRACT | METRICS | PROMPTS
 CONTRACT |= {
+    "arrival",
     "asset_list",
     "assets",
     "columns",

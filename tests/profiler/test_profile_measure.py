@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle, with_run
 from edgewise.data import Row
 from edgewise.errors import DataError, PlanError, UserError
@@ -399,4 +400,4 @@ def test_it_stops_when_the_interval_is_narrow_enough(series: Any) -> None:
 @pytest.mark.parametrize("percentile", ["p50", "p95", "p99"])
 def test_rounds_have_calls_enough_for_the_asked_percentile(percentile: str) -> None:
     for rule in (ProfileSpec(percentile=percentile), Rounds(percentile, min_rounds=7)):  # type: ignore[arg-type]
-        assert rule.min_rounds * calls_a_round(rule) >= SAMPLE_NEEDED[percentile]
+        assert rule.min_rounds * calls_a_round(rule, Arrival()) >= SAMPLE_NEEDED[percentile]

@@ -1,0 +1,111 @@
+"""How queries come, by MLPerf Inference's names, and one that it has not: paced, as a sensor asks.
+
+| scenario | a query | the next one |
+|---|---|---|
+| single-stream | `batch_size` inputs | as soon as the last is answered |
+| multi-stream | `streams` inputs | as soon as the last is answered |
+| offline | all inputs at once | again, until the time is up |
+| server | `batch_size` inputs | at random, `rate` a second on average (Poisson), whatever is still being answered |
+| paced | `batch_size` inputs | every `every_s` seconds |
+
+Source: MLPerf Inference Benchmark (Reddi et al., 2020), table II.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgewise.errors import PlanError, nearest
+from edgewise.types import SCENARIOS, TimedScenario
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A scenario with its numbers."""
+
+    name: TimedScenario = "single-stream"
+    streams: int = 8
+    """Inputs of a multi-stream query; 8 as MLPerf has it."""
+    rate: float | None = None
+    """Queries a second, of server."""
+    every_s: float | None = None
+    """Seconds from one query's start to the next one's, of paced."""
+
+    def __post_init__(self) -> None:
+        if self.name not in SCENARIOS:
+            raise PlanError(f"unknown scenario {self.name!r}: {nearest(str(self.name), SCENARIOS)}")
+        if isinstance(self.streams, bool) or not isinstance(self.streams, int) or self.streams < 1:
+            raise PlanError(f"streams is {self.streams!r}; expected a whole number of at least 1")
+        for scenario, name, value, example in (
+            ("server", "rate", self.rate, "--rate '20 /s'"),
+            ("paced", "every", self.every_s, "--every '50 ms'"),
+        ):
+            if self.name == scenario and value is None:
+                raise PlanError(f"scenario {scenario} needs {name}, for example {example}")
+            if value is not None and not 0 < value < float("inf"):
+                raise PlanError(f"{name} is {value!r}; expected a number above 0, for example {example}")
+
+    @property
+    def prefix(self) -> str:
+        """Before the names of its metrics; '' for single-stream."""
+        return "" if self.name == "single-stream" else f"{self.name.replace('-', '')}_"
+
+    def job(self, seed: int) -> dict[str, Any]:
+        """As the worker's job says it: the numbers that it needs, and of server the seed of the arrivals."""
+        numbers: dict[str, dict[str, Any]] = {
+            "multi-stream": {"streams": self.streams},
+            "server": {"rate": self.rate, "seed": seed},
+            "paced": {"every_s": self.every_s},
+        }
+        return {"name": self.name, **numbers.get(self.name, {})}
+
+    def settings(self) -> dict[str, Any]:
+        """What of it makes two measurements different ones; nothing for single-stream, whose stores are older."""
+        told = self.job(0)
+        told.pop("seed", None)
+        return {} if self.name == "single-stream" else {"scenario": told}
+
+    def seconds(self, queries: int) -> float:
+        """That so many queries take at least."""
+        if self.name == "paced":
+            return queries * (self.every_s or 0)
+        return queries / self.rate if self.name == "server" and self.rate else 0.0
+
+    @property
+    def order(self) -> str:
+        """How the queries follow each other, for the conditions."""
+        return {
+            "offline": "all at once",
+            "server": "at random times, Poisson",
+            "paced": f"every {1000 * (self.every_s or 0):g} ms",
+        }.get(self.name, "one call after the other")
+
+    def text(self) -> str:
+        """For people: 'server at 20 /s'."""
+        more = {
+            "multi-stream": f", {self.streams} inputs a query",
+            "server": f" at {self.rate or 0:g} queries /s",
+            "paced": f", every {1000 * (self.every_s or 0):g} ms",
+        }
+        return self.name + more.get(self.name, "")
+
+
+class ScenarioSpec(Protocol):
+    """What a plan's ProfileSpec says of scenarios."""
+
+    @property
+    def scenarios(self) -> Sequence[TimedScenario]: ...
+    @property
+    def streams(self) -> int: ...
+    @property
+    def rate(self) -> float | None: ...
+    @property
+    def every_ms(self) -> float | None: ...
+
+
+def arrivals_of(spec: ScenarioSpec) -> tuple[Arrival, ...]:
+    """The scenarios of a plan. Raises PlanError for one whose number is missing."""
+    every_s = None if spec.every_ms is None else spec.every_ms / 1000
+    return tuple(Arrival(name, spec.streams, spec.rate, every_s) for name in spec.scenarios)

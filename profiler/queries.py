@@ -1,0 +1,141 @@
+"""The timed queries of the worker, one scenario each: see `edgewise.arrival`. Part of the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edgewise.errors import EdgewiseError
+
+_WAITING = 1000
+"""Queries that may wait in the server scenario: with more, it is asked for more than it can answer."""
+_SPIN_S = 0.0005
+"""The rest of a wait that is spun: a sleep comes back so much too late, and a query must start in time."""
+
+Predict = Callable[[Sequence[Any]], Sequence[Any]]
+"""A batch of inputs to typed answers, which have `n_tokens` and `truncated`."""
+
+
+def inputs_a_query(arrival: Mapping[str, Any], batch_size: int, inputs: int) -> int:
+    """Inputs that one query has. arrival: as of a job."""
+    if arrival["name"] == "multi-stream":
+        return int(arrival["streams"])
+    return inputs if arrival["name"] == "offline" else batch_size
+
+
+class Log:
+    """What was found of each query, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self.ns: list[int] = []
+        self.inputs: list[int] = []
+        self.tokens: list[int] = []
+        self.truncated: list[int] = []
+
+    def add(self, ns: int, number: int, answers: Sequence[Any]) -> None:
+        self.ns.append(ns)
+        self.inputs.append(number)
+        self.tokens.append(sum(a.n_tokens for a in answers))
+        self.truncated.append(sum(a.truncated for a in answers))
+
+    def as_dict(self, span_ns: int) -> dict[str, Any]:
+        """span_ns: from the first query to the last answer."""
+        return {
+            "ns": self.ns,
+            "inputs": self.inputs,
+            "tokens": self.tokens,
+            "truncated": self.truncated,
+            "span_ns": span_ns,
+        }
+
+
+def ask(
+    predict: Predict,
+    batches: Sequence[Sequence[Any]],
+    arrival: Mapping[str, Any],
+    seconds: float,
+    min_calls: int,
+    parallel: int,
+) -> dict[str, Any]:
+    """Ask for `seconds`, and at least `min_calls` queries: nanoseconds of each, its batch, and the tokens in it.
+
+    arrival: of the job. parallel: queries that are answered at once in the server scenario.
+    """
+    if arrival["name"] == "server":
+        return _server(predict, batches, arrival, seconds, min_calls, parallel)
+    every = round(1e9 * arrival["every_s"]) if arrival["name"] == "paced" else 0
+    return _in_turn(predict, batches, every, seconds, min_calls)
+
+
+def _in_turn(
+    predict: Predict, batches: Sequence[Sequence[Any]], every: int, seconds: float, min_calls: int
+) -> dict[str, Any]:
+    """One query after the other; with `every` above 0 nanoseconds apart, unless an answer takes longer."""
+    clock, log = time.perf_counter_ns, Log()
+    begin = due = clock()
+    end = begin + int(seconds * 1e9)
+    while len(log.ns) < min_calls or clock() < end:
+        number = len(log.ns) % len(batches)
+        batch = batches[number]
+        if every:
+            due = max(due + every, clock())
+            _wait_until(due)
+        start = clock()
+        answers = predict(batch)
+        log.add(clock() - start, number, answers)
+    return log.as_dict(clock() - begin)
+
+
+def _server(
+    predict: Predict,
+    batches: Sequence[Sequence[Any]],
+    arrival: Mapping[str, Any],
+    seconds: float,
+    min_calls: int,
+    parallel: int,
+) -> dict[str, Any]:
+    """Queries come at random times, the same for the same seed. The time of each counts from when it was due, so that
+    one that had to wait is seen to have waited. Raises EdgewiseError when more and more of them wait."""
+    import random
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    clock, rate = time.perf_counter_ns, float(arrival["rate"])
+    draw, at = random.Random(arrival["seed"]), 0.0
+
+    def answer(number: int, when: int) -> tuple[int, int, Sequence[Any]]:
+        answers = predict(batches[number])
+        return clock() - when, number, answers
+
+    asked: list[Future[tuple[int, int, Sequence[Any]]]] = []
+    done = 0
+    with ThreadPoolExecutor(parallel) as pool:
+        begin = clock()
+        while at < seconds or len(asked) < min_calls:
+            at += draw.expovariate(rate)
+            when = begin + round(1e9 * at)
+            _wait_until(when)
+            asked.append(pool.submit(answer, len(asked) % len(batches), when))
+            while done < len(asked) and asked[done].done():
+                done += 1
+            if len(asked) - done > _WAITING:
+                took = (clock() - begin) / 1e9
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise EdgewiseError(
+                    f"server at {rate:g} queries /s: it answers about {done / took:.3g} /s, and more than {_WAITING:,} "
+                    "wait: ask for a lower rate"
+                )
+    log = Log()
+    for future in asked:
+        log.add(*future.result())
+    return log.as_dict(clock() - begin)
+
+
+def _wait_until(when: int) -> None:
+    """Until `time.perf_counter_ns()` is `when`."""
+    clock = time.perf_counter_ns
+    left = (when - clock()) / 1e9 - _SPIN_S
+    if left > 0:
+        time.sleep(left)
+    while clock() < when:
+        pass

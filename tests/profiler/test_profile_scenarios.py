@@ -1,0 +1,203 @@
+"""How queries come: the worker's loops by themselves, then real bundles through the store to the entries."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.arrival import Arrival
+from edgewise.bundle import read_bundle
+from edgewise.cli import main
+from edgewise.data import Row
+from edgewise.errors import EdgewiseError, PlanError
+from edgewise.plan import read_plan
+from edgewise.profiler import Store, Subject, entries, measure_latency
+from edgewise.profiler.measure import Rounds
+from edgewise.profiler.queries import ask, inputs_a_query
+from edgewise.runtime import load
+from edgewise.types import RunSettings, Target
+from edgewise.units import METRICS
+
+SHORT = Rounds(percentile="p50", width=0.9, min_rounds=5, max_rounds=5, seconds=0.05)
+AT_32 = Target("here", RunSettings(max_length=32))
+
+
+@dataclass
+class _Answer:
+    n_tokens: int
+    truncated: bool = False
+
+
+class _Model:
+    """Answers after a sleep, which never ends early, and knows when it was asked."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.asked: list[tuple[int, tuple[int, ...]]] = []
+
+    def predict(self, batch: Sequence[int]) -> list[_Answer]:
+        self.asked.append((time.perf_counter_ns(), tuple(batch)))
+        time.sleep(self.seconds)
+        return [_Answer(n) for n in batch]
+
+
+def test_one_after_the_other_goes_round_the_batches() -> None:
+    model = _Model()
+    found = ask(model.predict, [[1, 2], [3, 4], [5, 1]], {"name": "single-stream"}, 0.0, 7, 1)
+    assert [b for _, b in model.asked] == [(1, 2), (3, 4), (5, 1)] * 2 + [(1, 2)]
+    assert found["inputs"] == [0, 1, 2, 0, 1, 2, 0]
+    assert found["tokens"] == [3, 7, 6, 3, 7, 6, 3]
+    assert found["span_ns"] >= sum(found["ns"])
+
+
+def test_paced_queries_start_no_sooner_than_they_are_due() -> None:
+    model = _Model()
+    found = ask(model.predict, [[1]], {"name": "paced", "every_s": 0.01}, 0.0, 8, 1)
+    starts = [at for at, _ in model.asked]
+    assert all((b - starts[0]) >= 0.0099e9 * i for i, b in enumerate(starts))
+    assert len(found["ns"]) == 8
+    assert sum(found["ns"]) < found["span_ns"]  # waiting is no part of a call
+
+
+def test_a_server_query_counts_from_when_it_was_due() -> None:
+    model = _Model(0.02)
+    found = ask(model.predict, [[1], [2]], {"name": "server", "rate": 1e6, "seed": 0}, 0.0, 6, 1)
+    # All are due at once and answered one by one: the sixth waits for the five before it.
+    assert all(ns >= 0.0199e9 * (i + 1) - 1e6 for i, ns in enumerate(found["ns"]))
+    assert found["inputs"] == [0, 1, 0, 1, 0, 1]
+
+
+def test_server_arrivals_are_those_of_the_seed_and_rate() -> None:
+    def due(seed: int) -> Any:
+        model = _Model()
+        ask(model.predict, [[1]], {"name": "server", "rate": 400.0, "seed": seed}, 0.0, 200, 4)
+        return np.diff([at for at, _ in model.asked]) / 1e9
+
+    gaps = due(1)
+    assert len(gaps) == 199
+    assert 1 / 400 * 0.75 < gaps.mean() < 1 / 400 * 1.6  # exponential: standard error 7% of the mean
+    assert gaps.std() > 0.5 * gaps.mean()  # and not paced
+
+
+def test_a_server_that_cannot_keep_up_says_so() -> None:
+    with pytest.raises(EdgewiseError, match=r"server at 1e\+06 queries /s: it answers about .* ask for a lower rate"):
+        ask(_Model(0.005).predict, [[1]], {"name": "server", "rate": 1e6, "seed": 0}, 60.0, 1, 1)
+
+
+def test_a_query_has_the_inputs_of_its_scenario() -> None:
+    assert inputs_a_query({"name": "single-stream"}, 2, 50) == 2
+    assert inputs_a_query({"name": "multi-stream", "streams": 8}, 2, 50) == 8
+    assert inputs_a_query({"name": "offline"}, 2, 50) == 50
+    assert inputs_a_query({"name": "server", "rate": 1.0}, 1, 50) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "of-line"}, "unknown scenario 'of-line'"),
+        ({"name": "server"}, "scenario server needs rate, for example --rate '20 /s'"),
+        ({"name": "paced"}, "scenario paced needs every, for example --every '50 ms'"),
+        ({"name": "paced", "every_s": 0.0}, "every is 0.0; expected a number above 0"),
+        ({"name": "server", "rate": float("inf")}, "rate is inf"),
+        ({"name": "multi-stream", "streams": 0}, "streams is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_a_scenario_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as error:
+        Arrival(**values)
+    assert message in str(error.value)
+
+
+def test_single_stream_keeps_the_settings_that_older_stores_know() -> None:
+    assert Arrival().settings() == {}
+    assert Arrival("paced", every_s=0.05).settings() != Arrival("paced", every_s=0.06).settings()
+    assert Arrival("server", rate=5.0).settings() == {"scenario": {"name": "server", "rate": 5.0}}
+
+
+def test_every_scenario_of_a_bundle_joins_one_entry(
+    int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path
+) -> None:
+    arrivals = (
+        Arrival(),
+        Arrival("multi-stream", streams=4),
+        Arrival("offline"),
+        Arrival("server", rate=200.0),
+        Arrival("paced", every_s=0.002),
+    )
+    rows = review_rows[:30]
+    subject = Subject("tiny", "int8-dynamic", read_bundle(int8_bundle))
+    with Store(tmp_path / "m.sqlite") as store:
+        found = measure_latency([subject], [AT_32], rows, store=store, spec=SHORT, arrivals=arrivals,
+                                repeat_disturbed=False)  # fmt: skip
+        assert [m.scenario for m in found] == [a.name for a in arrivals]
+        assert [m.reason for m in found] == [""] * 5
+        again = measure_latency([subject], [AT_32], rows, store=store, spec=SHORT, arrivals=arrivals)
+        assert [m.id for m in again] == [m.id for m in found]
+        (entry,) = entries(store)
+        with load(int8_bundle, max_length=32) as model:
+            tokens = [p.n_tokens for p in model.predict([r.text for r in rows])]
+        offline = found[2]
+        assert store.samples(offline.id or 0)[0].ns
+        assert offline.conditions["inputs"]["tokens"]["mean"] == pytest.approx(sum(tokens) / 30, abs=0.51)
+        assert offline.conditions["scenario"] == "offline"
+    names = {"p50", "multistream_p50", "multistream_throughput", "offline_throughput", "server_p50", "paced_p50"}
+    for name in names:
+        metric = entry.metrics[name]
+        assert metric.value is not None
+        assert metric.low is not None
+        assert metric.high is not None
+        assert 0 < metric.low <= metric.value <= metric.high
+    assert {m.name for m in found[2].metrics} == {"offline_throughput"}
+    assert set(entry.metrics) <= set(METRICS)
+
+
+def test_what_fails_in_one_scenario_is_said_of_it(
+    fp32_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path
+) -> None:
+    subject = Subject("tiny", "fp32", read_bundle(fp32_bundle))
+    arrivals = (Arrival(), Arrival("server", rate=1e6))
+    rule = Rounds(percentile="p50", min_rounds=5, max_rounds=5, seconds=5.0)
+    with Store(tmp_path / "m.sqlite") as store:
+        found = measure_latency([subject], [AT_32], review_rows[:20], store=store, arrivals=arrivals[1:], spec=rule)
+        assert found[0].status == "failed"
+        assert "ask for a lower rate" in found[0].reason
+        measure_latency([subject], [AT_32], review_rows[:20], store=store, arrivals=arrivals[:1], spec=SHORT)
+        (entry,) = entries(store)
+    assert entry.status == "failed"
+    assert entry.reason.startswith("server: round 1: ")
+    assert entry.metrics["p50"].value is not None
+
+
+def test_the_command_measures_scenarios(
+    int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": r.text}) + "\n" for r in review_rows[:20]))
+    more = ["--scenario", "offline,paced", "--every", "2 ms", "--seconds", "0.02", "--max-rounds", "5"]
+    store = ["--store", str(tmp_path / "m.sqlite")]
+    assert main(["profile", str(int8_bundle), "--data", str(data), "--percentile", "p50", *more, *store, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [m["scenario"] for m in told] == ["offline", "paced"]
+    assert told[1]["conditions"]["scenario"] == "paced, every 2 ms"
+    assert main(["profile", str(int8_bundle), "--data", str(data), "--scenario", "server", *store]) == 2
+    assert "scenario server needs rate, for example --rate '20 /s'" in capsys.readouterr().err
+    assert main(["profile", str(int8_bundle), "--data", str(data), "--scenario", "paced", "--every", "5", *store]) == 2
+    assert "--every is '5'; expected a number and one of s, ms, us" in capsys.readouterr().err
+
+
+def test_a_plan_names_scenarios(tmp_path: Path) -> None:
+    example = Path("examples/movie-reviews.yaml").read_text(encoding="utf-8")
+    text = "".join(line for line in example.splitlines(keepends=True) if not line.startswith("profile:"))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(text + "\nprofile:\n  scenarios: [single-stream, server]\n  rate: 20\n", encoding="utf-8")
+    assert read_plan(plan).profile.scenarios == ("single-stream", "server")
+    plan.write_text(text + "\nprofile:\n  scenarios: [server]\n", encoding="utf-8")
+    with pytest.raises(PlanError, match=r"plan\.yaml:\d+: profile\.scenarios.*scenario server needs rate"):
+        read_plan(plan)
