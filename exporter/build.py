@@ -132,6 +132,7 @@ def bundle_key(source: Checkpoint, recipe: Recipe, calibration: Sequence[Row], o
             "calibration": digest_rows(calibration),
             "opset": opset,
             "tools": tool_versions(),
+            **({"results": "float32"} if recipe.precision == "int8-static" else {}),  # see product_results.py
             **{name: value for name, value in more.items() if value},
         }
     )

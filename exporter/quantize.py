@@ -17,6 +17,7 @@ from edgewise.errors import DataError, PlanError
 from edgewise.exporter.external import save_external
 from edgewise.exporter.fused import ATTENTION, quantize_attention, with_types
 from edgewise.exporter.lean_quantize import bring_in, is_apart, weights_on_demand, with_shapes
+from edgewise.exporter.product_results import keep_results
 from edgewise.exporter.tracing import DECODER, DECODER_WITH_PAST, ENCODER, MERGED
 from edgewise.types import Recipe
 
@@ -146,7 +147,7 @@ def _run_quantizer(graph: Path, out: Path, recipe: Recipe, rows: Sequence[Row], 
         source = quantize_attention(graph, out.parent / "attention", config, ranges)
     quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
     quantizer.quantize(save_dir=out, file_suffix="", quantization_config=config, calibration_tensors_range=ranges)
-    return out / graph.name
+    return keep_results(out / graph.name) if static else out / graph.name
 
 
 @contextmanager
