@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument(
         "--same-share", action="store_true", help="compare at NNCF's shares of int8 alone, the rest stays"
     )
+    parser.add_argument("--keep-nncf", action="store_true", help="ours anew beside NNCF's run that is there")
     parser.add_argument("--nncf", type=float, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.nncf is not None:
@@ -351,12 +352,12 @@ def main() -> None:
             same_share(name, work, result["cases"][name], splits, reader, fp32)
             save("guard_vs_nncf", {**result, "totals": totals(result["cases"])})
         else:
-            measure(name, args.work.resolve(), result)
+            measure(name, args.work.resolve(), result, keep_nncf=args.keep_nncf)
     result["totals"] = totals(result["cases"])
     print(table(result))
 
 
-def measure(name: str, root: Path, result: dict[str, Any]) -> None:
+def measure(name: str, root: Path, result: dict[str, Any], *, keep_nncf: bool) -> None:
     """Both tools on one case, at each of its limits; saved after each."""
     from conditions import here, save
 
@@ -371,9 +372,15 @@ def measure(name: str, root: Path, result: dict[str, Any]) -> None:
         "fp32": {k: float(v.mean()) for k, v in fp32.items()},
         "limits": {},
     }
-    result["cases"][name] = found
     known: dict[str, np.ndarray] = {}
-    by_limit = start_nncf(work, root.parent / "venv-nncf", case.limits)
+    if keep_nncf:
+        before = result["cases"][name]
+        found["conditions"]["nncf_date"] = before["conditions"].get("nncf_date", before["conditions"]["date"])
+        told = {x: before["limits"][str(x)]["tools"][1] for x in case.limits}
+        by_limit = [{**one, "graph": str(work / f"nncf-{x}.onnx")} for x, one in told.items()]
+    else:
+        by_limit = start_nncf(work, root.parent / "venv-nncf", case.limits)
+    result["cases"][name] = found
     for limit, nncf in zip(case.limits, by_limit, strict=True):
         pair = (run_ours(work, case.task, limit, splits, reader), nncf)
         (ours, our_scores), (theirs, their_scores) = (judged(one, work, fp32["confirm"], limit, known) for one in pair)

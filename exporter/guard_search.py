@@ -19,13 +19,15 @@ from edgewise.exporter.guard_outlook import Guess, Outlook
 from edgewise.exporter.sensitivity import Part, Simulation
 from edgewise.exporter.stopping import SLACK, Evaluation, Reference, Score, evaluate, finish
 
-_WORTH = 0.03
+_WORTH = 0.02
 """Share of what all parts together cost that another evaluation must promise to win back, by its chance."""
 _DEAR = 8
 """A graph with the share q in int8 that is within the limit by chance p is worth p * q**_DEAR: bytes come first, and a
-graph that almost surely fails is not tried for their sake. With each failure bytes count for less."""
+graph that almost surely fails is not tried for their sake. With each two failures bytes count for less."""
 LIKELY = 0.5
 """All int8 is evaluated first where its chance is as good."""
+_POSSIBLE = 0.25
+"""Chance from which less is tried once something is within the limit: what fails is stopped early."""
 _DOUBT = 0.35
 """Standard deviation of a prediction, as a share of what it says."""
 _GRID = 14
@@ -193,7 +195,7 @@ def shorten(search: Search) -> None:
         counts = _grid(max(failed, default=-1) + 1, most)
         if not counts:
             return
-        dear = _DEAR / (1 + len(failed))
+        dear = _DEAR / (1 + len(failed) / 2)
         values = {c: search.chance(search.prefix(c)) * search.share(search.prefix(c)) ** dear for c in counts}
         count = most if failed and search.left == 1 else max(counts, key=lambda c: (values[c], -c))
         search.evaluate(search.prefix(count))
@@ -208,10 +210,10 @@ def shorten(search: Search) -> None:
 
 
 def _promise(search: Search, kept: Kept) -> float:
-    """What evaluating this would win on the best so far, on average; 0 where it more likely fails."""
+    """What evaluating this would win on the best so far, on average; 0 where it most likely fails."""
     best, chance = search.best, search.chance(kept)
     assert best is not None
-    return chance * (search.share(kept) - search.share(best)) if chance >= LIKELY else 0.0
+    return chance * (search.share(kept) - search.share(best)) if chance >= _POSSIBLE else 0.0
 
 
 def _grid(low: int, high: int) -> list[int]:
