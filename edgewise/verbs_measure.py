@@ -16,6 +16,7 @@ from edgewise.units import parse_quantity
 if TYPE_CHECKING:
     from edgewise.arrival import Arrival
     from edgewise.data import Row
+    from edgewise.profiler.rounds import RoundRule
     from edgewise.types import Measurement, Selection, Target
 
 
@@ -36,9 +37,13 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", metavar="N,...", help="lengths in tokens (default: the model's)")
     parser.add_argument("--python", help="another interpreter to measure in, with its own onnxruntime")
     parser.add_argument("--store", default="measurements.sqlite", help="measurement store (default: %(default)s)")
-    parser.add_argument("--percentile", choices=["p50", "p90", "p95", "p99", "p99.9"], default="p95")
-    parser.add_argument("--seconds", type=float, default=1.0, help="timed calls in one round (default: %(default)s)")
-    parser.add_argument("--max-rounds", type=int, default=10, help="fresh processes at most (default: %(default)s)")
+    parser.add_argument(
+        "--mode", choices=["quick", "standard", "mlperf"], default="standard",
+        help="how long: quick p50, 1.5 s of calls; standard p95, 5 s and more; mlperf p90, 600 s (default: standard)",
+    )  # fmt: skip
+    parser.add_argument("--percentile", choices=["p50", "p90", "p95", "p99", "p99.9"], help="of the mode, unless given")
+    parser.add_argument("--seconds", type=float, help="timed calls in one round, of the mode unless given")
+    parser.add_argument("--max-rounds", type=int, help="fresh processes at most, of the mode unless given")
     parser.add_argument(
         "--scenario", default="single-stream", metavar="S,...", help=f"{', '.join(SCENARIOS)} (default: single-stream)"
     )
@@ -51,7 +56,6 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 def run_profile(args: argparse.Namespace) -> int:
     from edgewise.bundle import read_bundle
-    from edgewise.plan import ProfileSpec
     from edgewise.profiler import Store, Subject, profile
     from edgewise.types import Device, to_dict
 
@@ -62,7 +66,7 @@ def run_profile(args: argparse.Namespace) -> int:
     ]
     rows = _rows(args)
     say = Reporter()
-    spec = ProfileSpec(percentile=args.percentile, seconds=args.seconds, max_rounds=max(5, args.max_rounds))
+    spec = _rounds(args)
     with Store(args.store) as store, say.step(f"profile {len(bundles)} bundles"):
         found = profile(
             subjects,
@@ -82,6 +86,20 @@ def run_profile(args: argparse.Namespace) -> int:
             _print_measurement(m)
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
+
+
+def _rounds(args: argparse.Namespace) -> RoundRule:
+    """The mode's, with what was given beside it."""
+    from dataclasses import replace
+
+    from edgewise.profiler.rounds import MODES
+
+    if args.seconds is not None and not 0 < args.seconds < float("inf"):
+        raise PlanError(f"--seconds is {args.seconds}; expected more than 0")
+    if args.max_rounds is not None and args.max_rounds < MODES[args.mode].min_rounds:
+        raise PlanError(f"--max-rounds is {args.max_rounds}; expected at least {MODES[args.mode].min_rounds}")
+    given = {n: getattr(args, n) for n in ("percentile", "seconds", "max_rounds") if getattr(args, n) is not None}
+    return replace(MODES[args.mode], **given)
 
 
 def _arrivals(args: argparse.Namespace) -> tuple[Arrival, ...]:

@@ -65,6 +65,14 @@ class Rounds:
     """Timed calls of one round."""
 
 
+MODES: Mapping[str, Rounds] = {
+    "quick": Rounds("p50", 0.1, 5, 5, 0.3),
+    "standard": Rounds(),
+    "mlperf": Rounds("p90", 0.05, 5, 5, 120.0),
+}
+"""quick: a first look. mlperf: 600 s of calls in all and the 90th percentile, as its rules have single-stream."""
+
+
 @dataclass
 class Series:
     """The rounds of one bundle on one target."""

@@ -93,7 +93,7 @@ def made(results: list[ExportResult]) -> dict[str, Bundle]:
 # ---- every recipe of every task
 
 
-SLOW = ("llama features", "bert tokens", "vit features", "t5 text")
+SLOW = ("llama features", "bert tokens", "bert mask", "bert features", "vit features", "t5 text")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS])
@@ -233,7 +233,9 @@ def test_short_names_are_read_back() -> None:
 # ---- large weights
 
 
-@pytest.mark.parametrize("name", ["llama tied", "gpt2 tied", "bert features"])
+@pytest.mark.parametrize(
+    "name", ["llama tied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2 tied", "bert features"))]
+)
 def test_weights_that_pytorch_writes_apart_are_the_same_graph(
     name: str, checkpoint, preprocessors, rows, tmp_path: Path, monkeypatch
 ) -> None:

@@ -77,7 +77,9 @@ def test_what_is_kept_stays_in_fp32(tuned: Path, review_splits: Any, tmp_path: P
         assert kinds["Attention_0_quant"] == "QAttention"
 
 
-@pytest.mark.parametrize("kind", ["vit", "gpt2", "llama", "distilbert"])
+@pytest.mark.parametrize(
+    "kind", ["vit", "llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "distilbert"))]
+)
 def test_other_families(kind: str, preprocessors: Any, rows: Any, tmp_path: Path) -> None:
     images = kind == "vit"
     preprocessor = preprocessors["image" if images else "minilm" if kind == "distilbert" else "bpe"]

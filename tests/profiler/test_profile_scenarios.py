@@ -21,6 +21,7 @@ from edgewise.plan import read_plan
 from edgewise.profiler import Store, Subject, entries, measure_latency
 from edgewise.profiler.measure import Rounds
 from edgewise.profiler.queries import ask, inputs_a_query
+from edgewise.profiler.rounds import MODES
 from edgewise.runtime import load
 from edgewise.types import RunSettings, Target
 from edgewise.units import METRICS
@@ -190,6 +191,21 @@ def test_the_command_measures_scenarios(
     assert "scenario server needs rate, for example --rate '20 /s'" in capsys.readouterr().err
     assert main(["profile", str(int8_bundle), "--data", str(data), "--scenario", "paced", "--every", "5", *store]) == 2
     assert "--every is '5'; expected a number and one of s, ms, us" in capsys.readouterr().err
+
+
+def test_a_mode_says_how_long(
+    int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": r.text}) + "\n" for r in review_rows[:20]))
+    base = ["profile", str(int8_bundle), "--data", str(data), "--store", str(tmp_path / "m.sqlite"), "--json"]
+    assert main([*base, "--mode", "quick", "--seconds", "0.03"]) == 0
+    settings = json.loads(capsys.readouterr().out)[0]["conditions"]["settings"]
+    assert (settings["percentile"], settings["seconds"], settings["max_rounds"]) == ("p50", 0.03, 5)
+    assert MODES["mlperf"].seconds * MODES["mlperf"].min_rounds == 600
+    assert main([*base, "--max-rounds", "3"]) == 2
+    assert "--max-rounds is 3; expected at least 5" in capsys.readouterr().err
+    assert main([*base, "--seconds", "0"]) == 2
 
 
 def test_a_plan_names_scenarios(tmp_path: Path) -> None:
