@@ -2,19 +2,21 @@
 
 Four fine-tuned models (MiniLM on movie reviews with two seeds and on the words of addresses, DINOv2 on clothes), and
 static int8 with one scale a column of a weight matrix, which is what both tools do unless told. Allowed: 0.5, 0.2 and 0
-points of the mean score on val. Each tool quantizes with its own quantizer (NNCF's rounds more activations), then looks
+points of the mean score on val. Each tool quantizes with its own quantizer (NNCF for model_type=TRANSFORMER), then looks
 for what to keep in fp32: ours by simulation (`edgewise.exporter.guard`), NNCF by reverting one group after the other
 (`quantize_with_accuracy_control`, and by ranking the groups again when that does not help). Both see the same
 calibration and val rows, one row at a time on one thread, and are judged once on the same confirm rows. NNCF runs in an
 environment of its own, made on the first run; what it tries does not depend on the limit, which only says when it
 stops, so one run with the lowest limit tells what it does at each.
 
+At NNCF's shares of int8 (`at_the_same_share`) both are judged on confirm once more, so that luck on val plays no part.
+
 An evaluation is a graph that val rows were run on, that of fp32 included. NNCF runs all rows of each, and ranks by the
 metric of a subset of 100 val rows, one run a group: these are in its `val rows run`, and are not counted as
 evaluations. Ours stops a graph once it has failed for certain; it ranks and foresees by simulating other train rows
 without their labels: `simulated rows`. Seconds are those of the processor, since other work ran beside it.
 
-    python benchmarks/guard_vs_nncf.py          (tunes first; about an hour on 2 cores; --case NAME for one alone)
+    python benchmarks/guard_vs_nncf.py          (tunes first; over an hour on 2 cores; --case NAME for one alone)
 """
 
 from __future__ import annotations
