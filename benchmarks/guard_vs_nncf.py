@@ -2,8 +2,8 @@
 
 Four fine-tuned models (MiniLM on movie reviews with two seeds and on the words of addresses, DINOv2 on clothes), and
 static int8 with one scale a column of a weight matrix, which is what both tools do unless told. Allowed: 0.5, 0.2 and 0
-points of the mean score on val. Each tool quantizes with its own quantizer (NNCF's for TRANSFORMER models), then looks for
-what to keep in fp32: ours by simulation (`edgewise.exporter.guard`), NNCF by reverting one group after the other
+points of the mean score on val. Each tool quantizes with its own quantizer (NNCF's for TRANSFORMER models), then looks
+for what to keep in fp32: ours by simulation (`edgewise.exporter.guard`), NNCF by reverting one group after the other
 (`quantize_with_accuracy_control`, and by ranking the groups again when that does not help). Both see the same
 calibration and val rows, one row at a time on one thread, and are judged once on the same confirm rows. NNCF runs in an
 environment of its own, made on the first run; what it tries does not depend on the limit, which only says when it
