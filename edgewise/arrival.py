@@ -1,4 +1,4 @@
-"""How queries come, by MLPerf Inference's names, and one that it has not: paced, as a sensor asks.
+"""How queries come, by MLPerf Inference's names, and two that it has not: paced, as a sensor asks, and sustained.
 
 | scenario | a query | the next one |
 |---|---|---|
@@ -7,6 +7,7 @@
 | offline | all inputs at once | again, until the time is up |
 | server | `batch_size` inputs | at random, `rate` a second on average (Poisson), whatever is still being answered |
 | paced | `batch_size` inputs | every `every_s` seconds |
+| sustained | `batch_size` inputs | as soon as the last is answered, for `minutes`: what heat does to the clock |
 
 Source: MLPerf Inference Benchmark (Reddi et al., 2020), table II.
 """
@@ -32,6 +33,8 @@ class Arrival:
     """Queries a second, of server."""
     every_s: float | None = None
     """Seconds from one query's start to the next one's, of paced."""
+    minutes: float | None = None
+    """Of sustained."""
 
     def __post_init__(self) -> None:
         if self.name not in SCENARIOS:
@@ -41,6 +44,7 @@ class Arrival:
         for scenario, name, value, example in (
             ("server", "rate", self.rate, "--rate '20 /s'"),
             ("paced", "every", self.every_s, "--every '50 ms'"),
+            ("sustained", "minutes", self.minutes, "--minutes 30"),
         ):
             if self.name == scenario and value is None:
                 raise PlanError(f"scenario {scenario} needs {name}, for example {example}")
@@ -58,6 +62,7 @@ class Arrival:
             "multi-stream": {"streams": self.streams},
             "server": {"rate": self.rate, "seed": seed},
             "paced": {"every_s": self.every_s},
+            "sustained": {"minutes": self.minutes},
         }
         return {"name": self.name, **numbers.get(self.name, {})}
 
@@ -71,6 +76,8 @@ class Arrival:
         """That so many queries take at least."""
         if self.name == "paced":
             return queries * (self.every_s or 0)
+        if self.name == "sustained":
+            return 60 * (self.minutes or 0)
         return queries / self.rate if self.name == "server" and self.rate else 0.0
 
     @property
@@ -88,6 +95,7 @@ class Arrival:
             "multi-stream": f", {self.streams} inputs a query",
             "server": f" at {self.rate or 0:g} queries /s",
             "paced": f", every {1000 * (self.every_s or 0):g} ms",
+            "sustained": f" for {self.minutes or 0:g} minutes",
         }
         return self.name + more.get(self.name, "")
 
@@ -103,9 +111,11 @@ class ScenarioSpec(Protocol):
     def rate(self) -> float | None: ...
     @property
     def every_ms(self) -> float | None: ...
+    @property
+    def minutes(self) -> float | None: ...
 
 
 def arrivals_of(spec: ScenarioSpec) -> tuple[Arrival, ...]:
     """The scenarios of a plan. Raises PlanError for one whose number is missing."""
     every_s = None if spec.every_ms is None else spec.every_ms / 1000
-    return tuple(Arrival(name, spec.streams, spec.rate, every_s) for name in spec.scenarios)
+    return tuple(Arrival(name, spec.streams, spec.rate, every_s, spec.minutes) for name in spec.scenarios)

@@ -119,6 +119,8 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Queries a second of server."""
     every_ms: Annotated[float, Meta(gt=0)] | None = None
     """Milliseconds between the queries of paced."""
+    minutes: Annotated[float, Meta(gt=0)] | None = None
+    """Of sustained."""
 
 
 class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,8 +30,10 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
 Stage = Literal["train", "export", "profile", "confirm"]
-TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced"]
-Scenario = Literal["none", "single-stream", "multi-stream", "offline", "server", "paced", "accuracy", "comparison"]
+TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced", "sustained"]
+Scenario = Literal[
+    "none", "single-stream", "multi-stream", "offline", "server", "paced", "sustained", "accuracy", "comparison"
+]
 Op = Literal["<=", ">="]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)

@@ -76,6 +76,10 @@ def _scenarios() -> dict[str, MetricKind]:
     found = {
         "offline_throughput": MetricKind("1/s", "higher", "Inputs answered a second, all of them asked at once."),
         "multistream_throughput": MetricKind("1/s", "higher", "Inputs answered a second, several asked at a time."),
+        "sustained_throughput": MetricKind("1/s", "higher", "Inputs answered a second over all the minutes asked for."),
+        "sustained_first": MetricKind("1/s", "higher", "Inputs answered a second in the first tenth of the minutes."),
+        "sustained_last": MetricKind("1/s", "higher", "Inputs answered a second in the last tenth of the minutes."),
+        "sustained_ratio": MetricKind("number", "higher", "Throughput in the last tenth over that in the first."),
     }
     for name, about in queries.items():
         for percentile, q in PERCENTILES.items():

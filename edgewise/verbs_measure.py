@@ -50,6 +50,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, default=8, help="inputs of a multi-stream query (default: %(default)s)")
     parser.add_argument("--rate", metavar="R", help="of server: queries, such as '20 /s'")
     parser.add_argument("--every", metavar="T", help="of paced: from one call to the next, such as '50 ms'")
+    parser.add_argument("--minutes", type=float, help="of sustained: how long")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--json", action="store_true", help="the measurements as JSON on standard output")
 
@@ -110,7 +111,7 @@ def _arrivals(args: argparse.Namespace) -> tuple[Arrival, ...]:
         raise PlanError(f"--scenario {args.scenario!r} names one twice")
     rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
     every = None if args.every is None else parse_quantity("--every", args.every, "s")
-    return tuple(Arrival(name, args.streams, rate, every) for name in names)
+    return tuple(Arrival(name, args.streams, rate, every, args.minutes) for name in names)
 
 
 def _rows(args: argparse.Namespace) -> tuple[Row, ...]:

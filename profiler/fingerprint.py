@@ -134,6 +134,12 @@ def read_fingerprint(root: Path = ROOT) -> Fingerprint:
     )
 
 
+def read_heat(root: Path = ROOT) -> dict[str, float | None]:
+    """Clock in MHz (mean over cores) and temperature in degrees Celsius now; None where the system does not tell."""
+    why: dict[str, str] = {}
+    return {"mhz": _clocks(root, why)[1], "celsius": _celsius(root, why)}
+
+
 def package_version(name: str) -> str | None:
     """Version of an imported or installed package; None when it is neither."""
     # The imported module's own word is free; metadata costs milliseconds, and onnxruntime's builds differ in name.

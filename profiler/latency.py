@@ -162,11 +162,10 @@ class _Run:
 
     def measure(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
         """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
-        self.total = sum(self.rule.min_rounds for s in series if not s.failure)
+        self.total = sum(s.rounds_of(self.rule)[0] for s in series if not s.failure)
         for number in range(self.rule.max_rounds):
             wanted = [s for s in series if not s.failure and self._wants(s, number)]
-            if number >= self.rule.min_rounds:
-                self.total += len(wanted)
+            self.total += sum(number >= s.rounds_of(self.rule)[0] for s in wanted)
             for s in self._shuffled(wanted, number):
                 if number not in s.rounds:
                     self._one_round(s, number)
@@ -175,7 +174,8 @@ class _Run:
             self._repeat_disturbed([s for s in series if not s.failure])
 
     def _wants(self, s: Series, number: int) -> bool:
-        return number < self.rule.min_rounds or number in s.rounds or not s.enough(self.rule, self.level)
+        least, most = s.rounds_of(self.rule)
+        return number < least or (number < most and (number in s.rounds or not s.enough(self.rule, self.level)))
 
     def _shuffled(self, series: list[Series], number: int) -> list[Series]:
         order = list(series)
@@ -188,7 +188,7 @@ class _Run:
 
     def _repeat_disturbed(self, series: list[Series]) -> None:
         """Each disturbed round once more, unless the machine is busy all the time, when it would help nothing."""
-        disturbed = [(s, n) for s in series for n in s.disturbed()]
+        disturbed = [(s, n) for s in series if s.arrival.name != "sustained" for n in s.disturbed()]
         if len(disturbed) > _BUSY_SHARE * sum(len(s.rounds) for s in series):
             self.notes.append("disturbed in more than half of all rounds: the machine was busy, and none was repeated")
             return
@@ -274,6 +274,8 @@ class _Run:
 
     def _stopped(self, s: Series) -> str:
         """By which rule it stopped, in words."""
+        if s.arrival.name == "sustained":
+            return f"after {s.arrival.minutes or 0:g} minutes in one process"
         half = s.half_width(self.rule, self.level)
         rounds, name = len(s.rounds), "throughput" if s.arrival.name == "offline" else self.rule.percentile
         if half is None:

@@ -10,6 +10,8 @@ from edgewise.errors import EdgewiseError
 
 _WAITING = 1000
 """Queries that may wait in the server scenario: with more, it is asked for more than it can answer."""
+_WINDOW_S = 10.0
+"""Of the sustained scenario; a tenth of it all where that is shorter."""
 _SPIN_S = 0.0005
 """The rest of a wait that is spun: a sleep comes back so much too late, and a query must start in time."""
 
@@ -57,11 +59,15 @@ def ask(
     seconds: float,
     min_calls: int,
     parallel: int,
+    heat: Callable[[], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Ask for `seconds`, and at least `min_calls` queries: nanoseconds of each, its batch, and the tokens in it.
 
-    arrival: of the job. parallel: queries that are answered at once in the server scenario.
+    arrival: of the job. parallel: queries that are answered at once in the server scenario. heat: reads clock and
+    temperature, between the calls of the sustained scenario.
     """
+    if arrival["name"] == "sustained":
+        return _sustained(predict, batches, 60 * float(arrival["minutes"]), heat)
     if arrival["name"] == "server":
         return _server(predict, batches, arrival, seconds, min_calls, parallel)
     every = round(1e9 * arrival["every_s"]) if arrival["name"] == "paced" else 0
@@ -69,14 +75,15 @@ def ask(
 
 
 def _in_turn(
-    predict: Predict, batches: Sequence[Sequence[Any]], every: int, seconds: float, min_calls: int
+    predict: Predict, batches: Sequence[Sequence[Any]], every: int, seconds: float, min_calls: int, *, first: int = 0
 ) -> dict[str, Any]:
-    """One query after the other; with `every` above 0 nanoseconds apart, unless an answer takes longer."""
+    """One query after the other, from batch number `first`; with `every` above 0 nanoseconds apart, unless an answer
+    takes longer."""
     clock, log = time.perf_counter_ns, Log()
     begin = due = clock()
     end = begin + int(seconds * 1e9)
     while len(log.ns) < min_calls or clock() < end:
-        number = len(log.ns) % len(batches)
+        number = (first + len(log.ns)) % len(batches)
         batch = batches[number]
         if every:
             due = max(due + every, clock())
@@ -85,6 +92,25 @@ def _in_turn(
         answers = predict(batch)
         log.add(clock() - start, number, answers)
     return log.as_dict(clock() - begin)
+
+
+def _sustained(
+    predict: Predict, batches: Sequence[Sequence[Any]], seconds: float, heat: Callable[[], Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """One query after the other for so long, in windows, with clock and temperature between them."""
+    clock = time.perf_counter_ns
+    size, begin = min(_WINDOW_S, seconds / 10), clock()
+    whole, windows = Log(), []
+    while clock() < begin + seconds * 1e9:
+        start = clock()
+        found = _in_turn(predict, batches, 0, size, 1, first=len(whole.ns))
+        for name in ("ns", "inputs", "tokens", "truncated"):
+            getattr(whole, name).extend(found[name])
+        windows.append(
+            {"start_s": (start - begin) / 1e9, "calls": len(found["ns"]), "span_ns": found["span_ns"],
+             **(heat() if heat else {})}
+        )  # fmt: skip
+    return {**whole.as_dict(sum(w["span_ns"] for w in windows)), "windows": windows}
 
 
 def _server(

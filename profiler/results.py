@@ -39,6 +39,8 @@ class Calls:
     """Texts of the call that were cut."""
     span_ns: int = 0
     """From the first call to the last answer."""
+    windows: tuple[Mapping[str, Any], ...] = ()
+    """Of the sustained scenario: start_s, calls, span_ns, mhz and celsius of each."""
 
 
 @dataclass(frozen=True)
@@ -147,4 +149,4 @@ def _calls(data: Mapping[str, Any]) -> Calls:
     ns, inputs, tokens, cut = (tuple(map(int, data[n])) for n in ("ns", "inputs", "tokens", "truncated"))
     if not ns or min(ns) <= 0 or not len(ns) == len(inputs) == len(tokens) == len(cut):
         raise ValueError(f"{len(ns)} times for {len(inputs)} inputs, the shortest {min(ns, default=None)} ns")
-    return Calls(ns, inputs, tokens, cut, int(data.get("span_ns", sum(ns))))
+    return Calls(ns, inputs, tokens, cut, int(data.get("span_ns", sum(ns))), tuple(data.get("windows", ())))

@@ -158,6 +158,10 @@ class Series:
         size, calls = self.inputs_a_query, [_calls(r) for _, r in sorted(self.rounds.items())]
         return [size * len(c.ns) / (c.span_ns / 1e9) for c in calls]
 
+    def rounds_of(self, rule: RoundRule) -> tuple[int, int]:
+        """Rounds at least and at most. Sustained is one process: what it shows is within it."""
+        return (1, 1) if self.arrival.name == "sustained" else (rule.min_rounds, rule.max_rounds)
+
     def enough(self, rule: RoundRule, level: float) -> bool:
         """Whether the interval is narrow enough."""
         half = self.half_width(rule, level)
@@ -173,7 +177,7 @@ def _relative(bounds: Bounds) -> float | None:
 def calls_a_round(rule: RoundRule, arrival: Arrival) -> int:
     """Timed calls of a round at least: so many that min_rounds of them give the asked percentile its sample; offline
     has none."""
-    if arrival.name == "offline":
+    if arrival.name in ("offline", "sustained"):
         return 1
     return math.ceil(SAMPLE_NEEDED[rule.percentile] / rule.min_rounds)
 
@@ -212,6 +216,8 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
 
 def _scenario_metrics(series: Series, seconds: Sequence[Floats], level: float) -> tuple[Metric, ...]:
     prefix = series.arrival.prefix
+    if series.arrival.name == "sustained":
+        return _sustained_metrics(series)
     rate = mean_bounds(series.rates(), level).as_metric(f"{prefix}throughput", "1/s", level)
     if series.arrival.name == "offline":
         return (rate,)
@@ -219,6 +225,25 @@ def _scenario_metrics(series: Series, seconds: Sequence[Floats], level: float) -
     found = [replace(m, name=f"{prefix}{m.name}") for m in percentile_metrics(seconds, level)]
     found.append(means.as_metric(f"{prefix}mean", "s", level))
     return (*found, rate) if series.arrival.name == "multi-stream" else tuple(found)
+
+
+def _sustained_metrics(series: Series) -> tuple[Metric, ...]:
+    """Inputs a second over all the time, its first tenth and its last, and how the last stands to the first."""
+    ((_, result),) = sorted(series.rounds.items())
+    windows = _calls(result).windows
+    tenth, size = max(1, len(windows) // 10), series.inputs_a_query
+
+    def rate(part: Sequence[Mapping[str, Any]]) -> float:
+        return size * sum(int(w["calls"]) for w in part) / (sum(int(w["span_ns"]) for w in part) / 1e9)
+
+    first, last, n = rate(windows[:tenth]), rate(windows[-tenth:]), sum(int(w["calls"]) for w in windows)
+    method, why = f"one process, {len(windows)} windows", "one process has no interval"
+    return (
+        Metric("sustained_throughput", "1/s", rate(windows), method=method, n=n, why=why),
+        Metric("sustained_first", "1/s", first, method=f"{method}, the first tenth", n=n, why=why),
+        Metric("sustained_last", "1/s", last, method=f"{method}, the last tenth", n=n, why=why),
+        Metric("sustained_ratio", "number", last / first, method="last tenth over the first", n=n, why=why),
+    )
 
 
 def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:
@@ -281,6 +306,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "repeated": {str(n): text for n, text in series.repeats.items()},
         },
         "warmup": [dict(r.warmup or {}) for _, r in results],
+        **({"windows": [dict(w) for w in calls[0].windows]} if calls[0].windows else {}),
         "memory_after_first_answer": [_rss(r, "first") for _, r in results],
         "providers": list(results[0][1].providers),
         "placement": placed.placement,

@@ -92,6 +92,24 @@ def test_a_server_that_cannot_keep_up_says_so() -> None:
         ask(_Model(0.005).predict, [[1]], {"name": "server", "rate": 1e6, "seed": 0}, 60.0, 1, 1)
 
 
+def test_sustained_goes_on_in_windows_and_reads_the_heat_between_them() -> None:
+    model, read = _Model(0.001), []
+
+    def heat() -> dict[str, float]:
+        read.append(len(model.asked))
+        return {"mhz": 1500.0 - 10 * len(read), "celsius": 50.0 + len(read)}
+
+    arrival = {"name": "sustained", "minutes": 0.3 / 60}
+    found = ask(model.predict, [[1], [2], [3]], arrival, 0.0, 1, 1, heat)
+    windows = found["windows"]
+    assert len(windows) >= 5
+    assert sum(w["calls"] for w in windows) == len(found["ns"]) == len(model.asked)
+    assert found["inputs"] == [i % 3 for i in range(len(found["ns"]))]
+    assert [w["celsius"] for w in windows] == [51.0 + i for i in range(len(windows))]
+    assert read == list(np.cumsum([w["calls"] for w in windows]))
+    assert found["span_ns"] == sum(w["span_ns"] for w in windows) >= 0.3e9 * 0.5
+
+
 def test_a_query_has_the_inputs_of_its_scenario() -> None:
     assert inputs_a_query({"name": "single-stream"}, 2, 50) == 2
     assert inputs_a_query({"name": "multi-stream", "streams": 8}, 2, 50) == 8
@@ -107,6 +125,7 @@ def test_a_query_has_the_inputs_of_its_scenario() -> None:
         ({"name": "paced"}, "scenario paced needs every, for example --every '50 ms'"),
         ({"name": "paced", "every_s": 0.0}, "every is 0.0; expected a number above 0"),
         ({"name": "server", "rate": float("inf")}, "rate is inf"),
+        ({"name": "sustained"}, "scenario sustained needs minutes, for example --minutes 30"),
         ({"name": "multi-stream", "streams": 0}, "streams is 0; expected a whole number of at least 1"),
     ],
 )
@@ -131,6 +150,7 @@ def test_every_scenario_of_a_bundle_joins_one_entry(
         Arrival("offline"),
         Arrival("server", rate=200.0),
         Arrival("paced", every_s=0.002),
+        Arrival("sustained", minutes=0.005),
     )
     rows = review_rows[:30]
     subject = Subject("tiny", "int8-dynamic", read_bundle(int8_bundle))
@@ -138,7 +158,7 @@ def test_every_scenario_of_a_bundle_joins_one_entry(
         found = measure_latency([subject], [AT_32], rows, store=store, spec=SHORT, arrivals=arrivals,
                                 repeat_disturbed=False)  # fmt: skip
         assert [m.scenario for m in found] == [a.name for a in arrivals]
-        assert [m.reason for m in found] == [""] * 5
+        assert [m.reason for m in found] == [""] * 6
         again = measure_latency([subject], [AT_32], rows, store=store, spec=SHORT, arrivals=arrivals)
         assert [m.id for m in again] == [m.id for m in found]
         (entry,) = entries(store)
@@ -156,6 +176,15 @@ def test_every_scenario_of_a_bundle_joins_one_entry(
         assert metric.high is not None
         assert 0 < metric.low <= metric.value <= metric.high
     assert {m.name for m in found[2].metrics} == {"offline_throughput"}
+    assert found[5].conditions["rounds"]["count"] == 1
+    assert found[5].conditions["rounds"]["stopped"] == "after 0.005 minutes in one process"
+    windows = found[5].conditions["windows"]
+    assert {"start_s", "calls", "span_ns", "mhz", "celsius"} == set(windows[0])
+    calls, seconds = sum(w["calls"] for w in windows), sum(w["span_ns"] for w in windows) / 1e9
+    assert entry.metrics["sustained_throughput"].value == pytest.approx(calls / seconds)
+    assert entry.metrics["sustained_ratio"].value == pytest.approx(
+        (entry.metrics["sustained_last"].value or 0) / (entry.metrics["sustained_first"].value or 1)
+    )
     assert set(entry.metrics) <= set(METRICS)
 
 
