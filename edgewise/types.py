@@ -136,7 +136,7 @@ class Metric:
 
     name: str
     unit: str
-    """Canonical: s, B, 1, points, 1/s."""
+    """Canonical: s, B, J, 1, points, 1/s."""
     value: float | None
     """None when kind is unavailable."""
     low: float | None = None

@@ -21,7 +21,7 @@ class MetricKind:
     """What a metric is."""
 
     unit: str
-    """Canonical unit: s, B, 1 (a fraction), points, 1/s, number (a plain one)."""
+    """Canonical unit: s, B, J, 1 (a fraction), points, 1/s, number (a plain one)."""
     better: Better
     about: str
     """One sentence for reports and docs."""
@@ -107,6 +107,7 @@ METRICS: dict[str, MetricKind] = {
     "pss": MetricKind("B", "lower", "Proportional memory after the last call: shared pages count in part."),
     "uss": MetricKind("B", "lower", "Memory after the last call that ending the process would free."),
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
+    "energy": MetricKind("J", "lower", "Energy of an input, all that the device's sensor covers, idle power included."),
     "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
     "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
     **_quality(),
@@ -135,6 +136,7 @@ UNITS: dict[str, dict[str, float]] = {
     "1": {"": 1.0, "%": 0.01},
     "points": {"points": 1.0, "point": 1.0, "pp": 1.0},
     "1/s": {"/s": 1.0, "1/s": 1.0, "/min": 1 / 60},
+    "J": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "Wh": 3600.0, "mWh": 3.6},
     "number": {"": 1.0},
 }  # fmt: skip
 """Canonical unit -> accepted unit -> factor."""
@@ -220,25 +222,27 @@ def check_metric(name: str) -> str:
 
 def _example(metric: str) -> str:
     kind = METRICS[metric]
-    numbers = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s"}
+    numbers = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s", "J": "5 mJ"}
     number = numbers.get(kind.unit) or (
         "20" if metric.removeprefix(WORST) in ("perplexity", "bleu", "bleu_zh") else "0.5"
     )
     return f"{'<=' if kind.better == 'lower' else '>='} {number}"
 
 
+_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "J": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
+}
+
+
 def show(value: float | None, unit: str) -> str:
     """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.4%', '0.35 points'."""
     if value is None:
         return "-"
-    if unit == "s":
-        for factor, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-            if abs(value) >= factor or name == "µs":
-                return f"{_digits(value / factor)} {name}"
-    if unit == "B":
-        for factor, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")):
-            if abs(value) >= factor or name == "B":
-                return f"{_digits(value / factor)} {name}"
+    if scales := _SCALES.get(unit):
+        factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
+        return f"{_digits(value / factor)} {name}"
     if unit == "1":
         return f"{100 * value:.2f}%"
     if unit == "points":

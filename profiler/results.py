@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.errors import WorkerError
+from edgewise.profiler.energy import Energy
 from edgewise.profiler.vitals import Load, Memory
 
 PROTOCOL = 1
@@ -55,6 +56,7 @@ class WorkerResult:
     warmup: Mapping[str, Any] | None = None
     calls: Calls | None = None
     load: Load | None = None
+    energy: Energy | None = None
     answers: tuple[Answer, ...] = ()
     placement: Mapping[str, int] | None = None
     placement_why: str = "not asked for"
@@ -133,11 +135,16 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         warmup=one.get("warmup"),
         calls=_calls(one["calls"]) if "calls" in one else None,
         load=Load(**{k: one["load"][k] for k in ("other_cpu", "steal", "seconds", "why")}) if "load" in one else None,
+        energy=_energy(one["energy"]) if "energy" in one else None,
         answers=answers,
         placement=one.get("placement", {}).get("nodes"),
         placement_why=one.get("placement", {}).get("why", "not asked for"),
         trials=tuple(one.get("trials", {}).get("trials", ())),
     )
+
+
+def _energy(data: Mapping[str, Any]) -> Energy:
+    return Energy(**{k: data[k] for k in ("joules", "kind", "source", "why")})
 
 
 def _memory(events: list[dict[str, Any]]) -> dict[str, Memory] | None:

@@ -210,6 +210,7 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
         _throughput(mean, series.target.run.batch_size, calls),
         *_startup_metrics(results, level),
         *_memory_metrics(results, level),
+        _energy(results, series.inputs_a_query, level),
         Metric("size", "B", float(size), method="sum of the bundle's files", n=1),
     )
 
@@ -272,6 +273,24 @@ def _memory_metrics(results: Sequence[WorkerResult], level: float) -> list[Metri
         values = [None if m is None else getattr(m, attribute) for m in at]
         found.append(_over_processes(name, METRICS[name].unit, values, level, 1.0, why))
     return found
+
+
+def _energy(results: Sequence[WorkerResult], inputs: int, level: float) -> Metric:
+    """Of an input: all that the sensor counted during the timed calls, over the inputs answered in them."""
+    read = [r.energy for r in results if r.energy is not None]
+    joules = [
+        None if r.energy is None or r.energy.joules is None else r.energy.joules / (inputs * len(_calls(r).ns))
+        for r in results
+    ]
+    missing = next((e.why for e in read if e.joules is None), "not read")
+    if not read or None in joules:
+        return Metric("energy", "J", None, n=0, kind="unavailable", why=missing)
+    mean = mean_bounds([j for j in joules if j is not None], level).as_metric("energy", "J", level)
+    estimated = next((e for e in read if e.kind == "estimated"), None)
+    method = f"{read[0].source}, {mean.method}"
+    if estimated:
+        return replace(mean, method=method, kind="estimated", why=estimated.why)
+    return replace(mean, method=method)
 
 
 def _over_processes(name: str, unit: str, values: Sequence[int | None], level: float, scale: float, why: str) -> Metric:

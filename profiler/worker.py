@@ -23,6 +23,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, TextIO  # noqa: E402
 
 from edgewise.errors import EdgewiseError  # noqa: E402
+from edgewise.profiler.energy import energy_since, mark_energy  # noqa: E402
 from edgewise.profiler.queries import ask, inputs_a_query  # noqa: E402
 from edgewise.profiler.vitals import load_since, mark_load, read_memory  # noqa: E402
 
@@ -125,11 +126,12 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     results.write("warmup", **_warm_up(model, batches, job["warmup"]))
     gc.collect()
     gc.freeze()
-    start = mark_load()
+    start, energy = mark_load(), mark_energy()
     calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel, _heat(arrival))
-    load_now = load_since(start)
+    used, load_now = energy_since(energy), load_since(start)
     results.write("memory", phase="end", **asdict(read_memory(shares=True)))
     results.write("load", **asdict(load_now), average=_load_average())
+    results.write("energy", **asdict(used))
     results.write("calls", **calls)
     results.write("providers", names=list(model.providers))
     if job.get("placement"):
