@@ -556,4 +556,7 @@ def test_an_avx2_cpu_answers_as_emulated(forms, feeds, form: str, tmp_path: Path
     print(form, "from the emulation", off.max(), "from the exact run", np.abs(found - exact).max())
     assert np.median(off) < 1e-5
     assert off.max() < 0.02
-    assert (np.abs(found - exact).max() > 0.04) == saturates
+    moved = np.abs(wanted - exact).reshape(len(found), -1).max(1)
+    assert (moved.max() > 0.01) == saturates
+    if saturates:  # the answer that saturation moves most is moved so
+        assert off[moved.argmax()] < moved.max() / 10
