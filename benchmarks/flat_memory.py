@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conditions import conditions, save
+from conditions import RESULTS, conditions, save
 from minilm import MAIN, bundles, environment, reviews
 
 CALLS, EVERY, LONGEST = 100_000, 1000, 512
@@ -90,6 +90,7 @@ def summary(found: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=CALLS)
+    parser.add_argument("--way", choices=[CALL, STREAM, PLAIN], action="append", help="these alone; the others stay")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -97,12 +98,10 @@ def main() -> None:
         return
     bundle = bundles([MAIN])[MAIN]
     words = " ".join(reviews(2000)).split()
-    result: dict[str, Any] = {
-        "what": __doc__,
-        "conditions": {**conditions(bundle), "calls": args.calls, "longest": LONGEST},
-        "ways": {},
-    }
-    for way in (CALL, STREAM, PLAIN):
+    path = RESULTS / "flat_memory.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ways": {}}
+    result |= {"what": __doc__, "conditions": {**conditions(bundle), "calls": args.calls, "longest": LONGEST}}
+    for way in args.way or (CALL, STREAM, PLAIN):
         job = {"way": way, "bundle": str(bundle), "words": words, "calls": args.calls}
         done = subprocess.run(
             [sys.executable, __file__, "--child"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True,
@@ -110,7 +109,7 @@ def main() -> None:
         )  # fmt: skip
         result["ways"][way] = found = summary(json.loads(done.stdout))
         print(f"{way}: " + ", ".join(f"{k} {v}" for k, v in found.items() if not isinstance(v, list)), flush=True)
-    print(save("flat_memory", result))
+        print(save("flat_memory", result))  # after each: one takes 15 minutes or more
 
 
 if __name__ == "__main__":
