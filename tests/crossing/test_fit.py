@@ -151,6 +151,7 @@ def test_dry_run_touches_nothing(data, tuned, tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_well(data, tuned, tmp_path) -> None:
     plan = write_plan(tmp_path, data, tuned, '{size: "<= 20 MB"}')
     command = [sys.executable, "-m", "edgewise", "fit", str(plan), "--out", "run"]

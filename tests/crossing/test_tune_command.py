@@ -30,6 +30,7 @@ def tune(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ.copy())
 
 
+@pytest.mark.slow
 def test_strategies_side_by_side(minilm: Path, rows: Path, tmp_path: Path) -> None:
     both = ["--strategy", "ffn,lora", "--val-share", "0.2", "--data", rows, *SMALL]
     done = tune(minilm, "--out", "m", *both, cwd=tmp_path)

@@ -93,7 +93,7 @@ def made(results: list[ExportResult]) -> dict[str, Bundle]:
 # ---- every recipe of every task
 
 
-SLOW = ("llama features", "bert tokens", "bert mask", "bert features", "vit features", "t5 text")
+SLOW = ("llama features", "bert tokens", "bert mask", "bert features", "vit features", "vit image", "t5 text")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS])

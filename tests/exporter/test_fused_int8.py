@@ -68,6 +68,7 @@ def test_static_answers_do_not_depend_on_the_batch(forms: dict[str, Bundle], rev
     assert moved["int8-static+optimize=O2"] < 1e-4 < moved["int8-dynamic+optimize=O2"]
 
 
+@pytest.mark.slow
 def test_what_is_kept_stays_in_fp32(tuned: Path, review_splits: Any, tmp_path: Path) -> None:
     for precision in ("int8-dynamic", "int8-static"):
         recipe = f"{precision}+optimize=O2+keep=Attention_1"

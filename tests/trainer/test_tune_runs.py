@@ -54,6 +54,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_with_the_same_weights(rows, tmp_path) -> None:
     """By a signal that no process can catch; test_tune_resume.py has the other strategies and families."""
     file = tmp_path / "rows.jsonl"
@@ -168,6 +169,7 @@ def test_distillation_is_the_softened_divergence_of_the_positions_that_count() -
     assert float(distillation_loss(student, teacher, labels, goal, t)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_answers_and_not_the_labels(minilm, rows, review_splits, tuned, tmp_path) -> None:
     """The labels are turned round, and count nothing: what is learned can only come from the teacher."""
     from dataclasses import replace
