@@ -13,14 +13,13 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from conditions import RESULTS, conditions, save
-from minilm import MAIN, bundles, environment, reviews
+from minilm import MAIN, bundles, in_a_child, reviews
 
 CALLS, EVERY, LONGEST = 100_000, 1000, 512
 CALL, STREAM, PLAIN = "edgewise, text by text", "edgewise, a generator", "tokenizers + onnxruntime's defaults"
@@ -103,11 +102,7 @@ def main() -> None:
     result |= {"what": __doc__, "conditions": {**conditions(bundle), "calls": args.calls, "longest": LONGEST}}
     for way in args.way or (CALL, STREAM, PLAIN):
         job = {"way": way, "bundle": str(bundle), "words": words, "calls": args.calls}
-        done = subprocess.run(
-            [sys.executable, __file__, "--child"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True,
-            env=environment(),
-        )  # fmt: skip
-        result["ways"][way] = found = summary(json.loads(done.stdout))
+        result["ways"][way] = found = summary(in_a_child(__file__, job))
         print(f"{way}: " + ", ".join(f"{k} {v}" for k, v in found.items() if not isinstance(v, list)), flush=True)
         print(save("flat_memory", result))  # after each: one takes 15 minutes or more
 

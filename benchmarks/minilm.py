@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WORK = Path("runs/runtime")
@@ -81,3 +83,12 @@ def environment() -> dict[str, str]:
     """Of a child: nothing from the repository, nothing from the network, threads as each library likes them."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "OMP_NUM_THREADS"}
     return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def in_a_child(script: str, job: dict[str, Any], python: Path | str = sys.executable, **variables: str) -> Any:
+    """What a script, started anew with --child, makes of a job: the JSON in the last line of its output."""
+    done = subprocess.run(
+        [str(python), script, "--child"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True,
+        env={**environment(), **variables},
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 from conditions import conditions, save, spread
-from minilm import MAIN, bundles, checkpoint, environment, reviews
+from minilm import MAIN, bundles, checkpoint, in_a_child, reviews
 
 TEXTS, SIZES, BAR = 2000, (1, 2, 4, 8, 16, 32), 1.5
 OURS, OPTIMUM, TRANSFORMERS = "edgewise", "Optimum pipeline", "transformers pipeline"
@@ -73,11 +72,7 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
 def in_a_process(way: str, size: int, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
     job = {"way": way, "size": size, "folder": str(folder), "texts": texts}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True,
-        env=environment(),
-    )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = in_a_child(__file__, job)
     load = os.getloadavg()[0]
     print(f"{way}, batch {size}: {found['seconds']:.2f} s, load {load:.1f}", file=sys.stderr, flush=True)
     return {**found, "load": load}

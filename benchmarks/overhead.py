@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from conditions import conditions, save, spread
-from minilm import MAIN, bundles, checkpoint, reviews
+from minilm import MAIN, bundles, checkpoint, in_a_child, reviews
 
 MAX_LENGTH, REPEATS = 64, 3
 BARS = {"edgewise / by hand": 1.03, "edgewise / by hand, own session": 1.03, "PyTorch eager / edgewise": 3.3}
@@ -109,11 +108,7 @@ def child(job: dict[str, Any]) -> dict[str, float]:
 
 
 def in_a_process(**job: Any) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--child"], input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, float] = in_a_child(__file__, job, OMP_NUM_THREADS="1")
     return found
 
 

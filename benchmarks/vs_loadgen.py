@@ -155,17 +155,14 @@ def main() -> None:
         print(json.dumps(child(json.loads(sys.stdin.read()))))
         return
     from conditions import conditions, save, spread
-    from minilm import MAIN, WORK, bundles, environment, reviews
+    from minilm import MAIN, WORK, bundles, in_a_child, reviews
 
     bundle, texts = bundles([MAIN])[MAIN], reviews(TEXTS)
     python = python_with_loadgen((WORK / "venv-loadgen").resolve())
     found, loads = [], []
     for seed in range(args.processes):
-        done = subprocess.run(
-            [str(python), __file__, "--child"], input=json.dumps({"bundle": str(bundle), "texts": texts, "seed": seed}),
-            stdout=subprocess.PIPE, text=True, check=True, env={**environment(), "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        job = {"bundle": str(bundle), "texts": texts, "seed": seed}
+        found.append(in_a_child(__file__, job, python, PYTHONPATH=str(ROOT)))
         loads.append(os.getloadavg()[0])
         print(f"process {seed + 1} of {args.processes}, load {loads[-1]:.1f}: {found[-1]}", file=sys.stderr, flush=True)
     ratios = {

@@ -112,7 +112,7 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, Meta(gt=0)] = 1.0
     """Timed calls in one round, in seconds."""
     scenarios: Annotated[tuple[TimedScenario, ...], Meta(min_length=1)] = ("single-stream",)
-    """How queries come: MLPerf's single-stream, multi-stream, offline and server, or paced."""
+    """How queries come: MLPerf's single-stream, multi-stream, offline and server, or paced, or sustained."""
     streams: Whole = 8
     """Inputs of a multi-stream query."""
     rate: Annotated[float, Meta(gt=0)] | None = None

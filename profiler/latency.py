@@ -121,7 +121,6 @@ class _Run:
             "min_rounds": rule.min_rounds,
             "max_rounds": rule.max_rounds,
             "seconds": rule.seconds,
-            "min_calls": calls_a_round(rule, Arrival()),
             "warmup": dict(WARM_UP),
             "level": level,
             "seed": seed,

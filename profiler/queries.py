@@ -71,19 +71,20 @@ def ask(
     if arrival["name"] == "server":
         return _server(predict, batches, arrival, seconds, min_calls, parallel)
     every = round(1e9 * arrival["every_s"]) if arrival["name"] == "paced" else 0
-    return _in_turn(predict, batches, every, seconds, min_calls)
+    log = Log()
+    return log.as_dict(_in_turn(predict, batches, log, every, seconds, min_calls))
 
 
 def _in_turn(
-    predict: Predict, batches: Sequence[Sequence[Any]], every: int, seconds: float, min_calls: int, *, first: int = 0
-) -> dict[str, Any]:
-    """One query after the other, from batch number `first`; with `every` above 0 nanoseconds apart, unless an answer
-    takes longer."""
-    clock, log = time.perf_counter_ns, Log()
+    predict: Predict, batches: Sequence[Sequence[Any]], log: Log, every: int, seconds: float, min_calls: int
+) -> int:
+    """One query after the other, until the log holds `min_calls`; with `every` above 0 nanoseconds apart, unless an
+    answer takes longer. Goes on where the log ends; nanoseconds from its first query to its last answer."""
+    clock = time.perf_counter_ns
     begin = due = clock()
     end = begin + int(seconds * 1e9)
     while len(log.ns) < min_calls or clock() < end:
-        number = (first + len(log.ns)) % len(batches)
+        number = len(log.ns) % len(batches)
         batch = batches[number]
         if every:
             due = max(due + every, clock())
@@ -91,26 +92,22 @@ def _in_turn(
         start = clock()
         answers = predict(batch)
         log.add(clock() - start, number, answers)
-    return log.as_dict(clock() - begin)
+    return clock() - begin
 
 
 def _sustained(
     predict: Predict, batches: Sequence[Sequence[Any]], seconds: float, heat: Callable[[], Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     """One query after the other for so long, in windows, with clock and temperature between them."""
-    clock = time.perf_counter_ns
+    clock, log = time.perf_counter_ns, Log()
     size, begin = min(_WINDOW_S, seconds / 10), clock()
-    whole, windows = Log(), []
+    windows: list[dict[str, Any]] = []
     while clock() < begin + seconds * 1e9:
-        start = clock()
-        found = _in_turn(predict, batches, 0, size, 1, first=len(whole.ns))
-        for name in ("ns", "inputs", "tokens", "truncated"):
-            getattr(whole, name).extend(found[name])
-        windows.append(
-            {"start_s": (start - begin) / 1e9, "calls": len(found["ns"]), "span_ns": found["span_ns"],
-             **(heat() if heat else {})}
-        )  # fmt: skip
-    return {**whole.as_dict(sum(w["span_ns"] for w in windows)), "windows": windows}
+        start, before = clock(), len(log.ns)
+        span = _in_turn(predict, batches, log, 0, size, before + 1)
+        window = {"start_s": (start - begin) / 1e9, "calls": len(log.ns) - before, "span_ns": span}
+        windows.append({**window, **(heat() if heat else {})})
+    return {**log.as_dict(sum(w["span_ns"] for w in windows)), "windows": windows}
 
 
 def _server(

@@ -557,6 +557,7 @@ def test_an_avx2_cpu_answers_as_emulated(forms, feeds, form: str, tmp_path: Path
     assert np.median(off) < 1e-5
     assert off.max() < 0.02
     moved = np.abs(wanted - exact).reshape(len(found), -1).max(1)
-    assert (moved.max() > 0.01) == saturates
+    # Static products give float32, so that less comes of what saturates.
+    assert (moved.max() > (0.01 if form.startswith("int8-static") else 0.04)) == saturates
     if saturates:  # the answer that saturation moves most is moved so
         assert off[moved.argmax()] < moved.max() / 10
