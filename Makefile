@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM = false
 # Two workers with a thread each, a file of tests to one of them: two cores are busy, and fixtures are made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help setup assets demo test test-all lint chromium qemu wheels clean
+.PHONY: help setup assets demo test test-all lint chromium qemu sshd wheels clean
 
 help:
 	@echo 'make demo      which sentiment model should run on this machine? (examples/movie-reviews.yaml)'
@@ -62,10 +62,13 @@ chromium:
 qemu:
 	@tools/debian.sh 'tests of another CPU' qemu-x86_64 qemu-user
 
-test: lint assets chromium
+sshd:
+	@tools/debian.sh 'tests of devices over SSH' '/usr/sbin/sshd|sshd ssh-keygen' 'openssh-server openssh-client'
+
+test: lint assets chromium sshd
 	$(PYTEST) -m 'not slow'
 
-test-all: lint assets chromium qemu
+test-all: lint assets chromium qemu sshd
 	$(PYTEST)
 
 wheels: setup

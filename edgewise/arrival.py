@@ -1,4 +1,5 @@
-"""How queries come, by MLPerf Inference's names, and two that it has not: paced, as a sensor asks, and sustained.
+"""How queries come, by MLPerf Inference's names, and three that it has not: paced, as a sensor asks, sustained, and
+generation, which times each token that is written.
 
 | scenario | a query | the next one |
 |---|---|---|
@@ -8,6 +9,7 @@
 | server | `batch_size` inputs | at random, `rate` a second on average (Poisson), whatever is still being answered |
 | paced | `batch_size` inputs | every `every_s` seconds |
 | sustained | `batch_size` inputs | as soon as the last is answered, for `minutes`: what heat does to the clock |
+| generation | 1 input, for which `new_tokens` tokens are written | as soon as the last one is written |
 
 Source: MLPerf Inference Benchmark (Reddi et al., 2020), table II.
 """
@@ -35,12 +37,16 @@ class Arrival:
     """Seconds from one query's start to the next one's, of paced."""
     minutes: float | None = None
     """Of sustained."""
+    new_tokens: int = 32
+    """Tokens to write in a query of generation, whatever the model would end with."""
 
     def __post_init__(self) -> None:
         if self.name not in SCENARIOS:
             raise PlanError(f"unknown scenario {self.name!r}: {nearest(str(self.name), SCENARIOS)}")
         if isinstance(self.streams, bool) or not isinstance(self.streams, int) or self.streams < 1:
             raise PlanError(f"streams is {self.streams!r}; expected a whole number of at least 1")
+        if isinstance(self.new_tokens, bool) or not isinstance(self.new_tokens, int) or self.new_tokens < 2:
+            raise PlanError(f"new_tokens is {self.new_tokens!r}; expected a whole number of at least 2")
         for scenario, name, value, example in (
             ("server", "rate", self.rate, "--rate '20 /s'"),
             ("paced", "every", self.every_s, "--every '50 ms'"),
@@ -53,8 +59,8 @@ class Arrival:
 
     @property
     def prefix(self) -> str:
-        """Before the names of its metrics; '' for single-stream."""
-        return "" if self.name == "single-stream" else f"{self.name.replace('-', '')}_"
+        """Before the names of its metrics; '' for single-stream, and for generation, whose metrics are its own."""
+        return "" if self.name in ("single-stream", "generation") else f"{self.name.replace('-', '')}_"
 
     def job(self, seed: int) -> dict[str, Any]:
         """As the worker's job says it: the numbers that it needs, and of server the seed of the arrivals."""
@@ -63,6 +69,7 @@ class Arrival:
             "server": {"rate": self.rate, "seed": seed},
             "paced": {"every_s": self.every_s},
             "sustained": {"minutes": self.minutes},
+            "generation": {"new_tokens": self.new_tokens},
         }
         return {"name": self.name, **numbers.get(self.name, {})}
 
@@ -96,6 +103,7 @@ class Arrival:
             "server": f" at {self.rate or 0:g} queries /s",
             "paced": f", every {1000 * (self.every_s or 0):g} ms",
             "sustained": f" for {self.minutes or 0:g} minutes",
+            "generation": f", {self.new_tokens} tokens a query",
         }
         return self.name + more.get(self.name, "")
 
@@ -113,9 +121,13 @@ class ScenarioSpec(Protocol):
     def every_ms(self) -> float | None: ...
     @property
     def minutes(self) -> float | None: ...
+    @property
+    def new_tokens(self) -> int: ...
 
 
 def arrivals_of(spec: ScenarioSpec) -> tuple[Arrival, ...]:
     """The scenarios of a plan. Raises PlanError for one whose number is missing."""
     every_s = None if spec.every_ms is None else spec.every_ms / 1000
-    return tuple(Arrival(name, spec.streams, spec.rate, every_s, spec.minutes) for name in spec.scenarios)
+    return tuple(
+        Arrival(name, spec.streams, spec.rate, every_s, spec.minutes, spec.new_tokens) for name in spec.scenarios
+    )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from edgewise.arrival import arrivals_of
 from edgewise.pairing import Pairing
 from edgewise.progress import Reporter
+from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Verdict
-from edgewise.units import RELATIVE, show
+from edgewise.units import RELATIVE
 
 if TYPE_CHECKING:
     from edgewise.data import Splits
@@ -128,11 +129,13 @@ class Confirmer:
         metric = entry.metrics.get(budget.metric)
         if budget.metric not in RELATIVE or metric is None or metric.value is None or check.met:
             return check
-        met = metric.value <= budget.limit
-        bound = f", at most {show(metric.high, metric.unit)} at {self.plan.confidence:.0%}" if metric.high else ""
-        state = f"{'within' if met else 'over'} {show(budget.limit, budget.unit)}"
+        most = budget.op == "<="
+        margin = budget.limit - metric.value if most else metric.value - budget.limit
+        end, side = (metric.high, "at most") if most else (metric.low, "at least")
+        bound = f", {side} {show(end, metric.unit)} at {self.plan.confidence:.0%}" if end else ""
+        state = f"{'within' if margin >= 0 else 'over' if most else 'under'} {show(budget.limit, budget.unit)}"
         words = f"{budget.metric} is {show(metric.value, metric.unit)}{bound}: its value is {state}"
-        return replace(check, met=met, bound=metric.value, margin=budget.limit - metric.value, words=words)
+        return replace(check, met=margin >= 0, bound=metric.value, margin=margin, words=words)
 
     def _same_failure(self, tried: ConfirmTry, selection: Selection) -> set[str]:
         """Keys that fail for the same reason: other threads do not mend an accuracy."""

@@ -61,12 +61,17 @@ def no_space(place: Path, needed: int | None = None) -> NoSpaceError:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it into place."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_is_clear(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)  # mkstemp makes it private to this user

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, PlanError
 from edgewise.types import Metric
 
 _ENOUGH_ROWS = 10**9
@@ -40,9 +40,9 @@ class Bounds:
 
 
 def check_level(level: float) -> float:
-    """`level`, if it is one; else an error of ours."""
+    """`level`, if it is one. Raises PlanError."""
     if not 0.5 <= level < 1:
-        raise EdgewiseError(f"level is {level!r}; expected a confidence from 0.5 up to 1, for example 0.95")
+        raise PlanError(f"level is {level!r}; expected a confidence from 0.5 up to 1, for example 0.95")
     return level
 
 

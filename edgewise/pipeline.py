@@ -308,6 +308,7 @@ class _Fit:
     def _write_chosen(
         self, store: Store, selections: Sequence[Selection], subjects: Sequence[Subject]
     ) -> dict[str, Path]:
+        from edgewise.bundle import Bundle
         from edgewise.results import machines_of, write_chosen
 
         machines = machines_of(store.measurements())
@@ -315,7 +316,7 @@ class _Fit:
         counts = ", ".join(f"{len(self.splits.part(p))} {p}" for p in PARTS)
         data = f"{source}, {counts} rows, split by a hash of the text"
 
-        by_digest = {s.bundle.digest: s.bundle for s in subjects}
+        by_digest = {s.bundle.digest: s.bundle for s in subjects if isinstance(s.bundle, Bundle)}
         chosen = {}
         for selection in selections:
             path = self.folder.chosen(selection.device, len(selections))

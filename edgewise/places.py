@@ -1,4 +1,4 @@
-"""Where a key stands in a plan file, so that every error can point at its line."""
+"""A YAML file as a struct, and where its keys stand, so that every error can point at its line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,69 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from edgewise.errors import PlanError, nearest
 
 Key = str | int
+T = TypeVar("T", bound=Struct)
+
+
+def read_yaml(file: Path, kind: type[T], what: str) -> tuple[T, Places]:
+    """A file of that kind, and its places. what: for people, such as 'plan'. Raises PlanError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PlanError(f"{file}: no such {what} file") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise PlanError(f"{file}:{line}: byte at offset {error.start} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise PlanError(f"{file}: cannot be read: {error.strerror or error}") from error
+    tree = _parse(file, text, what)
+    at = Places(file, tree, kind, what)
+    plain = _plain(tree)
+    try:
+        parsed = msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        raise at.explain(str(error)) from error
+    at.finite(plain)
+    return parsed, at
+
+
+def _parse(file: Path, text: str, what: str) -> Any:
+    """The tree of a YAML mapping, with the lines of its keys."""
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise PlanError(f"{file}:{line}: no valid YAML: {error.problem or error.context}") from error
+    except (YAMLError, ValueError) as error:
+        raise PlanError(f"{file}: no valid YAML: {error}") from error
+    except RecursionError as error:
+        raise PlanError(f"{file}: no valid YAML: nested too deeply") from error
+    if not isinstance(tree, dict):
+        found = {type(None): "nothing", list: "a list"}.get(type(_plain(tree)), repr(tree))
+        article = "an" if what[0] in "aeiou" else "a"
+        raise PlanError(f"{file}:1: {article} {what} is a mapping that starts with 'version: 1'; found {found}")
+    return tree
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's round-trip containers and scalars as plain ones, which msgspec takes."""
+    if isinstance(node, dict):
+        return {str(k): _plain(v) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_plain(v) for v in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
 
 
 class Places:
@@ -23,11 +78,11 @@ class Places:
     _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
     _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>.*)`$")
 
-    def __init__(self, file: Path, tree: Any, kind: type[Struct]) -> None:
-        self.file, self.tree, self.kind = file, tree, kind
+    def __init__(self, file: Path, tree: Any, kind: type[Struct], what: str = "plan") -> None:
+        self.file, self.tree, self.kind, self.what = file, tree, kind, what
 
     def error(self, message: str, *keys: Key) -> PlanError:
-        return PlanError(f"{self.file}:{self.line(keys)}: {_path(keys)}: {message}")
+        return PlanError(f"{self.file}:{self.line(keys)}: {_path(keys) or self.what}: {message}")
 
     def guard(self, check: Any, value: Any, *keys: Key) -> Any:
         """The result of `check(value)`; its PlanError gets the place."""
@@ -121,7 +176,7 @@ def _path(keys: Iterable[Key]) -> str:
     text = ""
     for key in keys:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text or "plan"
+    return text
 
 
 def _arms(kind: Any) -> list[Any]:

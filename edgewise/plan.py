@@ -7,21 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from edgewise.arrival import arrivals_of
-from edgewise.errors import PlanError, nearest, need_extra
-from edgewise.types import TRAINED_TASKS, Budget, Device, Provider, Recipe, RunSettings, Target, Task, TimedScenario
+from edgewise.errors import nearest, need_extra
+from edgewise.types import (
+    TRAINED_TASKS,
+    WRITING_TASKS,
+    Budget,
+    Device,
+    Provider,
+    Recipe,
+    RunSettings,
+    Target,
+    Task,
+    TimedScenario,
+)
 from edgewise.units import check_metric, parse_limit
 
 try:
     import msgspec
     from msgspec import Meta, Struct, field
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     from edgewise.data_spec import DataSpec, LabelRule, Whole, asset_known, check_data
-    from edgewise.places import Places
+    from edgewise.inventory import MachineSpec, Name, device_of, inventory_at
+    from edgewise.places import Places, read_yaml
 except ImportError as error:
     raise need_extra("profile", error) from error
 
@@ -32,7 +42,6 @@ __all__ = [
 
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Strategy = Literal["full", "ffn", "prompt", "lora", "none"]
 
 
@@ -92,11 +101,10 @@ class RunGrid(Struct, frozen=True, forbid_unknown_fields=True):
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
 
 
-class DeviceSpec(Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceSpec(MachineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A device and what to try on it."""
 
     name: Name = "here"
-    python: str | None = None
     run: RunGrid = RunGrid()
 
 
@@ -112,7 +120,7 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, Meta(gt=0)] = 1.0
     """Timed calls in one round, in seconds."""
     scenarios: Annotated[tuple[TimedScenario, ...], Meta(min_length=1)] = ("single-stream",)
-    """How queries come: MLPerf's single-stream, multi-stream, offline and server, or paced, or sustained."""
+    """How queries come: MLPerf's single-stream, multi-stream, offline and server; paced, sustained or generation."""
     streams: Whole = 8
     """Inputs of a multi-stream query."""
     rate: Annotated[float, Meta(gt=0)] | None = None
@@ -121,6 +129,8 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Milliseconds between the queries of paced."""
     minutes: Annotated[float, Meta(gt=0)] | None = None
     """Of sustained."""
+    new_tokens: Annotated[int, Meta(ge=2)] = 32
+    """Tokens to write in a query of generation."""
 
 
 class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,41 +180,8 @@ class Plan:
 def read_plan(path: str | Path) -> Plan:
     """Read and validate a plan file. Raises PlanError."""
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise PlanError(f"{file}: no such plan file") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise PlanError(f"{file}:{line}: byte at offset {error.start} is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise PlanError(f"{file}: cannot be read: {error.strerror or error}") from error
-    tree = _parse(file, text)
-    at = Places(file, tree, _PlanFile)
-    plain = _plain(tree)
-    try:
-        parsed = msgspec.convert(plain, _PlanFile)
-    except msgspec.ValidationError as error:
-        raise at.explain(str(error)) from error
-    at.finite(plain)
+    parsed, at = read_yaml(file, _PlanFile, "plan")
     return _checked(file, parsed, at)
-
-
-def _parse(file: Path, text: str) -> Any:
-    """The tree of a YAML mapping, with the lines of its keys."""
-    try:
-        tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise PlanError(f"{file}:{line}: no valid YAML: {error.problem or error.context}") from error
-    except (YAMLError, ValueError) as error:
-        raise PlanError(f"{file}: no valid YAML: {error}") from error
-    except RecursionError as error:
-        raise PlanError(f"{file}: no valid YAML: nested too deeply") from error
-    if not isinstance(tree, dict):
-        found = {type(None): "nothing", list: "a list"}.get(type(_plain(tree)), repr(tree))
-        raise PlanError(f"{file}:1: a plan is a mapping that starts with 'version: 1'; found {found}")
-    return tree
 
 
 def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
@@ -226,7 +203,7 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         data=parsed.data,
         candidates=_expand_seeds(parsed.candidates, at),
         recipes=recipes,
-        devices=tuple(Device(d.name, d.python) for d in parsed.devices),
+        devices=_devices(file, parsed.devices, at),
         targets=_targets(parsed.devices, at),
         budgets=budgets,
         objective=parsed.objective,
@@ -255,6 +232,12 @@ def _check_task(plan: Plan, at: Places) -> None:
 
 def _check_scenarios(plan: Plan, at: Places) -> None:
     at.unique(plan.profile.scenarios, "scenario", "profile", "scenarios")
+    if "generation" in plan.profile.scenarios and plan.task not in WRITING_TASKS:
+        raise at.error(
+            f"scenario generation is for models that write ({', '.join(WRITING_TASKS)}), not for {plan.task}",
+            "profile",
+            "scenarios",
+        )
     at.guard(arrivals_of, plan.profile, "profile", "scenarios")
 
 
@@ -353,6 +336,13 @@ def _expand_seeds(candidates: tuple[CandidateSpec, ...], at: Places) -> tuple[Ca
     return tuple(expanded.values())
 
 
+def _devices(file: Path, specs: tuple[DeviceSpec, ...], at: Places) -> tuple[Device, ...]:
+    """As the plan has them; one that has a name alone is that of devices.yaml beside the plan, where it is there."""
+    known = {d.name: d for d in inventory_at(None, file.parent)}
+    devices = [device_of(spec, at, "devices", i) for i, spec in enumerate(specs)]
+    return tuple(known.get(d.name, d) if d == Device(d.name) else d for d in devices)
+
+
 def _targets(devices: tuple[DeviceSpec, ...], at: Places) -> tuple[Target, ...]:
     targets = []
     for i, device in enumerate(devices):
@@ -371,15 +361,3 @@ def _targets(devices: tuple[DeviceSpec, ...], at: Places) -> tuple[Target, ...]:
             for batch in grid.batch_size
         ]
     return tuple(targets)
-
-
-def _plain(node: Any) -> Any:
-    """ruamel's round-trip containers and scalars as plain ones, which msgspec takes."""
-    if isinstance(node, dict):
-        return {str(k): _plain(v) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_plain(v) for v in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node

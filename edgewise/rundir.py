@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import PlanError
+from edgewise.errors import PlanError, StoreError
 from edgewise.files import write_json
 
 
@@ -95,3 +95,12 @@ def _lock(handle: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def store_path(given: str) -> Path:
+    """The measurement store that a user means: a file, or a run folder that has one. Raises StoreError."""
+    path = Path(given)
+    path = RunFolder(path).store if path.is_dir() else path
+    if not path.is_file():
+        raise StoreError(f"{path}: no such measurement store; `edgewise fit` or `edgewise profile` makes one")
+    return path

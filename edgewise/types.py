@@ -30,10 +30,11 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
 Stage = Literal["train", "export", "profile", "confirm"]
-TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced", "sustained"]
+TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced", "sustained", "generation"]
 Scenario = Literal[
-    "none", "single-stream", "multi-stream", "offline", "server", "paced", "sustained", "accuracy", "comparison"
-]
+    "none", "single-stream", "multi-stream", "offline", "server", "paced", "sustained", "generation", "accuracy",
+    "comparison",
+]  # fmt: skip
 Op = Literal["<=", ">="]
 
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
@@ -57,6 +58,7 @@ EXPORT_CLASSES: dict[Task, str] = {
     "image-feature-extraction": "AutoModel",
 }
 """Transformers' class for each task that can be exported."""
+WRITING_TASKS: tuple[Task, ...] = ("text-generation", "text2text-generation")
 IMAGE_TASKS: tuple[Task, ...] = ("image-classification", "image-feature-extraction")
 
 
@@ -117,6 +119,21 @@ class Device:
     name: str = "here"
     python: str | None = None
     """Interpreter that runs the worker, for a device with an onnxruntime build of its own; None: this one."""
+    memory: int | None = None
+    """Bytes that the worker may use, page cache included; None: no limit beside the machine's."""
+    cores: tuple[int, ...] | None = None
+    """Numbers of the cores that the worker may run on, ascending; None: those of this process."""
+    ssh: str | None = None
+    """'user@host' or 'user@host:port' of another machine; `python` is then an interpreter there, which has onnxruntime
+    and tokenizers, and None an environment that is made for it. None: this machine."""
+    identity: str | None = None
+    """File of the private key; None: those of the SSH agent and of ~/.ssh."""
+    known_hosts: str | None = None
+    """File with the host's key; None: ~/.ssh/known_hosts."""
+    folder: str | None = None
+    """Ours on the device; None: ~/.cache/edgewise-device."""
+    wheelhouse: str | None = None
+    """Folder of wheels on this machine that the device's environment is made of; None: what pip finds there."""
 
 
 @dataclass(frozen=True)

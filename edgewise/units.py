@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgewise.errors import PlanError, nearest
+from edgewise.showing import show
 from edgewise.types import Budget, Op
 
 Better = Literal["lower", "higher"]
@@ -72,6 +74,8 @@ def _scenarios() -> dict[str, MetricKind]:
         "multistream": "time of a query of several inputs, the next one asked when all are answered",
         "server": "time of a query that comes at random (Poisson), from when it was due, waiting included",
         "paced": "time of a call that comes at fixed intervals, the device idle between them",
+        "ttft": "time to the first token: from the input to the first token written, tokenizing included",
+        "tpot": "time per output token after the first, the mean of a query",
     }
     found = {
         "offline_throughput": MetricKind("1/s", "higher", "Inputs answered a second, all of them asked at once."),
@@ -81,6 +85,7 @@ def _scenarios() -> dict[str, MetricKind]:
         "sustained_last": MetricKind("1/s", "higher", "Inputs answered a second in the last tenth of the minutes."),
         "sustained_ratio": MetricKind("number", "higher", "Throughput in the last tenth over that in the first."),
     }
+    found["token_throughput"] = MetricKind("1/s", "higher", "Tokens written a second, one input after the other.")
     for name, about in queries.items():
         for percentile, q in PERCENTILES.items():
             found[f"{name}_{percentile}"] = MetricKind("s", "lower", f"{100 * q:g}th percentile of the {about}.")
@@ -106,6 +111,7 @@ METRICS: dict[str, MetricKind] = {
     "empty_rss": MetricKind("B", "lower", "Resident memory of the same process before it imported the runtime."),
     "pss": MetricKind("B", "lower", "Proportional memory after the last call: shared pages count in part."),
     "uss": MetricKind("B", "lower", "Memory after the last call that ending the process would free."),
+    "roofline": MetricKind("1", "higher", "Least time of a call by the machine's measured peaks, over its mean time."),
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
     "energy": MetricKind("J", "lower", "Energy of an input, all that the device's sensor covers, idle power included."),
     "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
@@ -114,6 +120,7 @@ METRICS: dict[str, MetricKind] = {
     **_scenarios(),
     "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
     "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
+    "agreement": MetricKind("1", "higher", "Share of rows answered as fp32 does, which is proven equal to PyTorch."),
     "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
 }
 """Every metric that can be a budget or an objective."""
@@ -144,7 +151,7 @@ UNITS: dict[str, dict[str, float]] = {
 SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
 """Metrics that may be below 0."""
 
-RELATIVE = ("accuracy_drop", "changed_answers")
+RELATIVE = ("accuracy_drop", "changed_answers", "agreement")
 """Metrics that compare with a reference recipe."""
 
 _LIMIT = re.compile(
@@ -205,6 +212,25 @@ def parse_quantity(name: str, text: str, unit: str) -> float:
     return float(match["number"]) * UNITS[unit][match["unit"]]
 
 
+LEAST_MEMORY = 10**6
+"""Bytes: no interpreter starts with less."""
+
+
+def parse_memory(name: str, given: object) -> int:
+    """A memory limit in bytes, for example ('--memory', '512MB'). Raises PlanError."""
+    found = parse_quantity(name, str(given), "B")
+    if found < LEAST_MEMORY:
+        raise PlanError(f"{name} is {given!r}; expected at least {show(LEAST_MEMORY, 'B')}")
+    return int(found)
+
+
+def check_cores(name: str, given: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of cores, ascending. Raises PlanError for one that stands twice or is below 0, and for none."""
+    if not given or len(set(given)) < len(given) or min(given) < 0:
+        raise PlanError(f"{name} is {list(given)}; expected numbers of cores from 0 on, each once, such as 0,1")
+    return tuple(sorted(given))
+
+
 def parse_budget(text: str) -> Budget:
     """A whole budget as typed after --budget, for example 'p95 <= 10 ms'."""
     match = _BUDGET.match(text)
@@ -222,36 +248,10 @@ def check_metric(name: str) -> str:
 
 def _example(metric: str) -> str:
     kind = METRICS[metric]
+    if metric in RELATIVE and kind.unit == "1":
+        return "<= 1 % of fp32" if kind.better == "lower" else ">= 99 % of fp32"
     numbers = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s", "J": "5 mJ"}
     number = numbers.get(kind.unit) or (
         "20" if metric.removeprefix(WORST) in ("perplexity", "bleu", "bleu_zh") else "0.5"
     )
     return f"{'<=' if kind.better == 'lower' else '>='} {number}"
-
-
-_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
-    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
-    "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
-    "J": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
-}
-
-
-def show(value: float | None, unit: str) -> str:
-    """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.4%', '0.35 points'."""
-    if value is None:
-        return "-"
-    if scales := _SCALES.get(unit):
-        factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
-        return f"{_digits(value / factor)} {name}"
-    if unit == "1":
-        return f"{100 * value:.2f}%"
-    if unit == "points":
-        return f"{value:.2f} points"
-    return f"{_digits(value)} {unit.replace('1/s', '/s').replace('number', '')}".strip()
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

@@ -34,7 +34,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def _describe(m: Manifest) -> Iterator[tuple[str, str]]:
-    from edgewise.units import show
+    from edgewise.showing import show
 
     yield "task", f"{m.task}{f' ({m.problem_type})' if m.problem_type else ''}, {m.family}"
     if m.labels:

@@ -1,4 +1,4 @@
-"""`edgewise profile`, `select`, `report` and `devices`."""
+"""`edgewise profile`, `select` and `report`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import DataError, PlanError, StoreError
+from edgewise.errors import PlanError, StoreError
 from edgewise.progress import Reporter
-from edgewise.types import PROVIDERS, SCENARIOS
-from edgewise.units import parse_quantity
+from edgewise.rundir import store_path
+from edgewise.types import SCENARIOS
+from edgewise.units import check_cores, parse_memory
 
 if TYPE_CHECKING:
-    from edgewise.arrival import Arrival
-    from edgewise.data import Row
     from edgewise.profiler.rounds import RoundRule
-    from edgewise.types import Measurement, Selection, Target
+    from edgewise.types import Device, Measurement, Selection, Target
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example:\n"
         "  edgewise profile bundles/fp32 bundles/int8-dynamic --data reviews.csv --text text --label label \\\n"
-        "      --threads 1,2 --max-length 32,64 --store measurements.sqlite"
+        "      --threads 1,2 --max-length 32,64 --store measurements.sqlite\n"
+        "  edgewise profile model.onnx --shape input_ids=1x64 --shape attention_mask=1x64"
     )
-    parser.add_argument("bundle", nargs="+", help="bundle folders")
-    parser.add_argument("--data", required=True, help="rows: a CSV, TSV, JSON Lines or Parquet file, or asset:NAME")
+    parser.add_argument("bundle", nargs="+", help="bundle folders, or ONNX files of anyone's")
+    parser.add_argument("--data", help="rows: CSV, TSV, JSON Lines, Parquet, a folder of images, or asset:NAME")
+    parser.add_argument(
+        "--shape", action="append", default=[], metavar="INPUT=NxM", help="of an ONNX file's input, such as ids=1x128"
+    )
     parser.add_argument("--text", default="text", help="column with the text (default: text)")
+    parser.add_argument("--image", default="image", help="column with the image's file (default: image)")
     parser.add_argument("--text-pair", help="column with the second text of a pair")
     parser.add_argument("--label", help="column with the label; without it no accuracy is measured")
     parser.add_argument("--rows", type=int, help="at most so many rows")
@@ -36,6 +40,13 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", default="1", metavar="N,...", help="threads (default: 1)")
     parser.add_argument("--max-length", metavar="N,...", help="lengths in tokens (default: the model's)")
     parser.add_argument("--python", help="another interpreter to measure in, with its own onnxruntime")
+    parser.add_argument(
+        "--device", action="append", default=[], metavar="NAME,...",
+        help="devices of the inventory to measure on, at the same time (default: here, which is this machine)",
+    )  # fmt: skip
+    parser.add_argument("--inventory", metavar="FILE", help="devices (default: devices.yaml, where it is there)")
+    parser.add_argument("--memory", metavar="SIZE", help="memory that the worker may use, by cgroup, such as 512MB")
+    parser.add_argument("--cores", metavar="N,...", help="cores that the worker may run on, such as 0,1")
     parser.add_argument("--store", default="measurements.sqlite", help="measurement store (default: %(default)s)")
     parser.add_argument(
         "--mode", choices=["quick", "standard", "mlperf"], default="standard",
@@ -45,39 +56,37 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="timed calls in one round, of the mode unless given")
     parser.add_argument("--max-rounds", type=int, help="fresh processes at most, of the mode unless given")
     parser.add_argument(
-        "--scenario", default="single-stream", metavar="S,...", help=f"{', '.join(SCENARIOS)} (default: single-stream)"
-    )
+        "--scenario", metavar="S,...",
+        help=f"{', '.join(SCENARIOS)} (default: generation for bundles that write, single-stream for the others)",
+    )  # fmt: skip
     parser.add_argument("--streams", type=int, default=8, help="inputs of a multi-stream query (default: %(default)s)")
     parser.add_argument("--rate", metavar="R", help="of server: queries, such as '20 /s'")
     parser.add_argument("--every", metavar="T", help="of paced: from one call to the next, such as '50 ms'")
     parser.add_argument("--minutes", type=float, help="of sustained: how long")
+    parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="of generation (default: %(default)s)")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--json", action="store_true", help="the measurements as JSON on standard output")
 
 
 def run_profile(args: argparse.Namespace) -> int:
-    from edgewise.bundle import read_bundle
-    from edgewise.profiler import Store, Subject, profile
-    from edgewise.types import Device, to_dict
+    from edgewise.profile_inputs import arrivals_asked, what_to_measure
+    from edgewise.profiler import Store, profile
+    from edgewise.types import to_dict
 
-    bundles = [read_bundle(path) for path in args.bundle]
-    subjects = [
-        Subject(b.manifest.source.get("candidate", b.path.name), b.manifest.source.get("recipe", b.path.name), b)
-        for b in bundles
-    ]
-    rows = _rows(args)
+    devices = _devices(args)
+    subjects, rows, task = what_to_measure(args)
     say = Reporter()
     spec = _rounds(args)
-    with Store(args.store) as store, say.step(f"profile {len(bundles)} bundles"):
+    with Store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
         found = profile(
             subjects,
-            _targets(args),
+            _targets(args, [device.name for device in devices]),
             rows,
             store=store,
-            devices=(Device("here", args.python),),
+            devices=devices,
             spec=spec,
             level=args.confidence,
-            arrivals=_arrivals(args),
+            arrivals=arrivals_asked(args, task),
             progress=say.update,
         )
     if args.json:
@@ -103,32 +112,47 @@ def _rounds(args: argparse.Namespace) -> RoundRule:
     return replace(MODES[args.mode], **given)
 
 
-def _arrivals(args: argparse.Namespace) -> tuple[Arrival, ...]:
-    from edgewise.arrival import Arrival
+def _devices(args: argparse.Namespace) -> tuple[Device, ...]:
+    """Those that were named, or this machine."""
+    from edgewise.types import Device
 
-    names = args.scenario.split(",")
+    names = [name for given in args.device for name in given.split(",")]
+    if args.inventory is None and not names:
+        return (_held(args, Device()),)
+    from edgewise.inventory import inventory_at, named
+
     if len(set(names)) < len(names):
-        raise PlanError(f"--scenario {args.scenario!r} names one twice")
-    rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
-    every = None if args.every is None else parse_quantity("--every", args.every, "s")
-    return tuple(Arrival(name, args.streams, rate, every, args.minutes) for name in names)
+        raise PlanError(f"--device {','.join(names)} names one twice")
+    return tuple(_held(args, device) for device in named(inventory_at(args.inventory), names or ["here"]))
 
 
-def _rows(args: argparse.Namespace) -> tuple[Row, ...]:
-    from edgewise.data import load_rows
+def _held(args: argparse.Namespace, device: Device) -> Device:
+    """A device, or what a limit makes of it, under a name of its own: 'here-512MB', 'here-cores-0-1'."""
+    from dataclasses import replace
 
-    rows = load_rows(args.data, text=args.text, text_pair=args.text_pair, label=args.label)[: args.rows]
-    if not rows:
-        raise DataError(f"{args.data} has no rows")
-    return rows
+    if args.python is not None:
+        if device.name != "here":
+            raise PlanError(f"--python {args.python}: it is one of this machine; {device.name} has its own, python")
+        device = replace(device, python=args.python)
+    memory = None if args.memory is None else parse_memory("--memory", args.memory)
+    cores = None if args.cores is None else check_cores("--cores", _numbers("--cores", args.cores))
+    parts = [device.name]
+    if memory is not None:
+        parts.append("".join(args.memory.split()))
+    if cores is not None:
+        parts += ["cores", *map(str, cores)]
+    if len(parts) == 1:
+        return device
+    return replace(device, name="-".join(parts), memory=memory or device.memory, cores=cores or device.cores)
 
 
-def _targets(args: argparse.Namespace) -> tuple[Target, ...]:
+def _targets(args: argparse.Namespace, devices: Sequence[str]) -> tuple[Target, ...]:
     from edgewise.types import RunSettings, Target
 
     lengths = _numbers("--max-length", args.max_length) if args.max_length else [None]
     return tuple(
-        Target("here", RunSettings(provider, {}, threads, length))
+        Target(device, RunSettings(provider, {}, threads, length))
+        for device in devices
         for provider in args.provider.split(",")
         for threads in _numbers("--threads", args.threads)
         for length in lengths
@@ -143,7 +167,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _print_measurement(m: Measurement) -> None:
-    from edgewise.units import show
+    from edgewise.showing import show
 
     where = m.target.text() if m.target else ""
     print(f"\n{m.candidate}/{m.recipe} on {where}, {m.scenario}")
@@ -155,6 +179,17 @@ def _print_measurement(m: Measurement) -> None:
             continue
         bounds = f"[{show(x.low, x.unit)}, {show(x.high, x.unit)}]" if x.low is not None and x.high is not None else ""
         print(f"  {x.name:<20} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}")
+    _print_nodes(m)
+
+
+def _print_nodes(m: Measurement) -> None:
+    """Which provider runs how many nodes, and what most of the graph's time goes to."""
+    placed, nodes = m.conditions.get("placement"), m.conditions.get("nodes")
+    if placed:
+        print(f"  {'nodes':<20} {', '.join(f'{count} on {name}' for name, count in placed.items())}")
+    if nodes and nodes["graph_s"] > 0:
+        most = [f"{name} {s / nodes['graph_s']:.0%}" for name, s in list(nodes["by_type"].items())[:4]]
+        print(f"  {'time in the graph':<20} {', '.join(most)}")
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +214,7 @@ def run_select(args: argparse.Namespace) -> int:
     from edgewise.units import parse_budget
 
     budgets = [parse_budget(b) for b in args.budget]
-    with Store(_store_path(args.store)) as store:
+    with Store(store_path(args.store)) as store:
         found = entries(store)
         if args.device is not None:
             found = _on_device(found, args.device)
@@ -218,16 +253,6 @@ def print_selections(selections: Sequence[Selection]) -> None:
         print(ranking_table(selection) if selection.chosen else near_misses(selection))
 
 
-def _store_path(given: str) -> Path:
-    from edgewise.rundir import RunFolder
-
-    path = Path(given)
-    path = RunFolder(path).store if path.is_dir() else path
-    if not path.is_file():
-        raise StoreError(f"{path}: no such measurement store; `edgewise fit` or `edgewise profile` makes one")
-    return path
-
-
 def add_report(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
@@ -253,7 +278,7 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix not in (".html", ".md", ".json"):
         raise PlanError(f"-o {args.out}: expected a name that ends in .html, .md or .json")
-    with Store(_store_path(args.run)) as store:
+    with Store(store_path(args.run)) as store:
         selections = _selections(args, store)
         folder = RunFolder(Path(args.run))
         data = report_data(
@@ -293,39 +318,3 @@ def _selections(args: argparse.Namespace, store: Any) -> tuple[Selection, ...]:
         confidence=args.confidence,
         paired=Pairing(store, targets),
     )
-
-
-def add_devices(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example:\n  edgewise devices"
-    parser.add_argument("--python", help="another interpreter, with its own onnxruntime")
-    parser.add_argument("--json", action="store_true", help="as JSON on standard output")
-
-
-def run_devices(args: argparse.Namespace) -> int:
-    from edgewise.profiler.plumbing import describe_device
-    from edgewise.profiler.transport import Children
-    from edgewise.types import Device
-
-    found = describe_device(Device("here", args.python), Children(), providers=True)
-    if args.json:
-        print(json.dumps({"fingerprint": dict(found.fingerprint), "providers": list(found.trials)}, indent=2))
-        return 0
-    for key, value in found.fingerprint.items():
-        if key != "why":
-            print(f"{key:<16} {_shown(key, value, found.fingerprint)}")
-    for trial in found.trials:
-        state = "runs" if trial["runs"] else f"does not run: {trial['why']}"
-        print(f"{'provider':<16} {trial['provider']}: {state}")
-    missing = [p for p in PROVIDERS if p not in {t["provider"] for t in found.trials}]
-    print(f"{'not built in':<16} {', '.join(missing)}")
-    return 0
-
-
-def _shown(key: str, value: Any, fingerprint: Any) -> str:
-    if value is None:
-        return f"unknown ({(fingerprint.get('why') or {}).get(key, 'cannot be read here')})"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value / 1e9:.1f} GB" if key.endswith(("memory", "bytes")) else str(value)

@@ -227,7 +227,7 @@ def _median_call(model: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
 
 def table(result: RankResult) -> str:
     """The ranking for people, best first, and what was dropped."""
-    from edgewise.units import show
+    from edgewise.showing import show
 
     last = {t.name: t for t in result.trials if t.accuracy is not None}
     lines = ["#  candidate             probe   LogME    H-score   params  p50        trained    val accuracy"]

@@ -22,9 +22,12 @@ from edgewise.profiler.plumbing import (
     check_rows,
     check_subject,
     cores,
-    fingerprint_of,
+    device_conditions,
+    fingerprints,
+    held_to,
     job_inputs,
     job_run,
+    job_subject,
     no_progress,
     pick_devices,
     token_distribution,
@@ -59,21 +62,22 @@ def measure_accuracy(
 
     Returns the measurements of scenario 'accuracy', then those of scenario 'comparison', as they stand in the store;
     what the store has already is not measured again. A bundle that fails becomes a measurement with its reason.
-    Raises DataError for no rows or a row without label, and UserError for a device that cannot run the worker.
+    Without labels the answers are kept, and compared with those of the reference (`agreement`): no accuracy then.
+    Raises DataError for no rows, or labels on some of them alone; UserError for a device that cannot run the worker.
     """
-    if any(row.label is None for row in rows):
-        raise DataError("a row has no label: accuracy needs one for each")
+    if len({row.label is None for row in rows}) > 1:
+        raise DataError("some rows have a label and others none: give labels to all of them or none")
     run = _Run(list(rows), check_rows(rows), store, check_level(level), stage, progress)
     by_name = pick_devices(devices, targets)
     try:
-        prints = {name: fingerprint_of(device, run.children) for name, device in by_name.items()}
+        prints = fingerprints(by_name, run.children, run.say)
         faults = {id(s): check_subject(s) for s in subjects}
         tasks = [
             run.task(s, t, by_name[t.device], prints[t.device], faults[id(s)])
             for s in subjects
             for t in fewest_threads(targets)
         ]
-        run.measure(tasks, workers or _workers(tasks))
+        run.measure(tasks, workers)
     except BaseException:
         run.children.kill_all()
         raise
@@ -105,7 +109,7 @@ class _Task:
     @property
     def length(self) -> float:
         """Tokens that a text is cut to; what the model allows, where nothing is said."""
-        return self.target.run.max_length or self.subject.bundle.manifest.preprocessing.get("max_length") or math.inf
+        return self.target.run.max_length or self.subject.manifest.preprocessing.get("max_length") or math.inf
 
     @property
     def chain(self) -> tuple[int, str]:
@@ -142,6 +146,7 @@ class _Run:
         self.level, self.stage, self.progress = level, stage, progress
         self.children = Children()
         self.finished: dict[int, Measurement] = {}
+        self.done = self.total = 0
         self.settings: dict[str, Any] = {"level": level, "metrics": ["accuracy", "f1"]}
 
     def task(
@@ -157,23 +162,26 @@ class _Run:
             self.stage,
             self.inputs_digest,
             str(known.get("digest", "")),
-            digest_json(self.settings),
+            digest_json(self._settings(device)),
         )
         failure = fault or (fingerprint if isinstance(fingerprint, str) else "") or self._label_fault(subject)
         return _Task(subject, target, device, known, key, failure)
 
+    def _settings(self, device: Device) -> dict[str, Any]:
+        return {**self.settings, **held_to(device)}
+
     def _label_fault(self, subject: Subject) -> str:
         """Why these rows cannot judge this bundle, or ''."""
-        manifest = subject.bundle.manifest
+        manifest = subject.manifest
         if manifest.problem_type not in (None, "single_label_classification"):
             return f"accuracy of {manifest.problem_type} is not measured by this version; take a single-label model"
-        unknown = sorted({str(r.label) for r in self.rows} - set(manifest.labels))
+        unknown = sorted({r.label for r in self.rows if r.label is not None} - set(manifest.labels))
         if unknown:
             return f"the rows have labels {unknown} that {subject.name} does not know: it has {list(manifest.labels)}"
         return ""
 
-    def measure(self, tasks: Sequence[_Task], workers: int) -> None:
-        """All tasks, `workers` at a time; those of one chain in turn, the longest length first."""
+    def measure(self, tasks: Sequence[_Task], workers: int | None) -> None:
+        """All tasks, `workers` at a time on each machine; those of one chain in turn, the longest length first."""
         chains: dict[tuple[int, str], list[_Task]] = {}
         for task in tasks:
             stored = self.store.find(task.key)
@@ -183,28 +191,34 @@ class _Run:
                 self._fail(task, task.failure)
             else:
                 chains.setdefault(task.chain, []).append(task)
-        total, done = sum(map(len, chains.values())), 0
-        pool = ThreadPoolExecutor(workers)
+        self.total = sum(map(len, chains.values()))
+        machines = {t.device.ssh: [other for other in tasks if other.device.ssh == t.device.ssh] for t in tasks}
+        pools = {machine: ThreadPoolExecutor(workers or _workers(its)) for machine, its in machines.items()}
         try:
             # The store belongs to this thread: the others run workers, and what they find is stored here.
             running: dict[Future[_Answers], tuple[_Task, list[_Task]]] = {}
             for chain in chains.values():
                 first, *rest = sorted(chain, key=lambda t: -t.length)
-                running[pool.submit(self._answer, first, None)] = (first, rest)
+                running[pools[first.device.ssh].submit(self._answer, first, None)] = (first, rest)
             while running:
                 ready, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ready:
                     task, rest = running.pop(future)
                     answers = self._finish(task, future)
                     if rest:
-                        running[pool.submit(self._answer, rest[0], answers)] = (rest[0], rest[1:])
-                    done += 1
-                    self.progress(done, total, f"{task.subject.name} on {task.target.text()}")
+                        again = pools[task.device.ssh].submit(self._answer, rest[0], answers)
+                        running[again] = (rest[0], rest[1:])
+                    self.done += 1
+                    self.say(f"{task.subject.name} on {task.target.text()}")
         except BaseException:
             self.children.kill_all()
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in pools.values():
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def say(self, what: str) -> None:
+        self.progress(self.done, self.total, what)
 
     def _answer(self, task: _Task, longer: _Answers | None) -> _Answers:
         """Run the worker over the rows whose answers are not known from a longer length."""
@@ -212,15 +226,14 @@ class _Run:
         wanted = [i for i in range(len(self.rows)) if i not in kept] or [0]
         job = {
             "job": "accuracy",
-            "bundle": str(task.subject.bundle.path.absolute()),
-            "content_digest": task.subject.bundle.digest,
+            **job_subject(task.subject),
             "verify": "none",  # every file was hashed before the first worker
             "run": job_run(task.target.run, task.subject.bundle),
             "placement": True,
         }
         lines = job_inputs([self.rows[i] for i in wanted])
         timeout_s = 120 + 0.5 * len(lines)
-        result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s)
+        result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s, say=self.say)
         if len(result.answers) != len(wanted):
             raise EdgewiseError(f"the worker gave {len(result.answers)} answers to {len(wanted)} rows")
         if result.fingerprint.get("digest") != task.key.fingerprint_digest:
@@ -247,13 +260,14 @@ class _Run:
         except EdgewiseError as error:
             self._fail(task, str(error))
             return None
-        labels = task.subject.bundle.manifest.labels
-        right = [labels.index(str(row.label)) for row in self.rows]
+        labels = task.subject.manifest.labels
+        right = [None if row.label is None else labels.index(row.label) for row in self.rows]
         outcomes = [
             Outcome(row.id, a.index, label, a.score, a.logits)
             for row, a, label in zip(self.rows, answers.answers, right, strict=True)
         ]
-        metrics = _metrics([a.index for a in answers.answers], right, labels, self.level)
+        known = [label for label in right if label is not None]
+        metrics = _metrics([a.index for a in answers.answers], known, labels, self.level) if known else ()
         self._add(task, self._conditions(task, answers), metrics, outcomes)
         return answers
 
@@ -289,9 +303,9 @@ class _Run:
         return {
             "fingerprint": task.fingerprint,
             "fingerprint_digest": task.key.fingerprint_digest,
-            "settings": self.settings,
+            "settings": self._settings(task.device),
             "settings_digest": task.key.settings_digest,
-            "device": {"name": task.device.name, "python": task.device.python},
+            "device": device_conditions(task.device),
         }
 
     def _conditions(self, task: _Task, answers: _Answers) -> dict[str, Any]:

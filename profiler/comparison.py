@@ -55,6 +55,7 @@ def _compare(store: Store, m: Measurement, base: Measurement | None, reference: 
         metrics = (
             Metric("accuracy_drop", "points", 0.0, method="the reference itself"),
             Metric("changed_answers", "1", 0.0, method="the reference itself"),
+            Metric("agreement", "1", 1.0, method="the reference itself"),
         )
     else:
         metrics, words = _paired(store, m, base, reference, level)
@@ -65,23 +66,28 @@ def _compare(store: Store, m: Measurement, base: Measurement | None, reference: 
 def _unavailable(why: str) -> tuple[Metric, ...]:
     return tuple(
         Metric(name, unit, None, kind="unavailable", why=why)
-        for name, unit in (("accuracy_drop", "points"), ("changed_answers", "1"))
+        for name, unit in (("accuracy_drop", "points"), ("changed_answers", "1"), ("agreement", "1"))
     )
 
 
 def _paired(
     store: Store, m: Measurement, base: Measurement, reference: str, level: float
 ) -> tuple[tuple[Metric, ...], str]:
-    """The two metrics, and the sentence that they allow."""
+    """The metrics, and the sentence that they allow."""
     assert m.id is not None
     assert base.id is not None
     pairs = list(zip(store.outcomes(base.id), store.outcomes(m.id), strict=True))
     lost = sum(a.answer == a.label and b.answer != b.label for a, b in pairs)
     gained = sum(a.answer != a.label and b.answer == b.label for a, b in pairs)
     changed = sum(a.answer != b.answer for a, b in pairs)
-    drop = paired_drop(lost, gained, len(pairs), level)
-    metrics = (
-        drop.points.as_metric("accuracy_drop", "points", level),
+    same = (
         wilson_bounds(changed, len(pairs), level).as_metric("changed_answers", "1", level),
+        wilson_bounds(len(pairs) - changed, len(pairs), level).as_metric("agreement", "1", level),
     )
-    return metrics, words_for_drop(drop, _LIMIT_POINTS, reference)
+    if any(a.label is None for a, _ in pairs):
+        unknown = Metric("accuracy_drop", "points", None, kind="unavailable", why="the rows have no labels")
+        return (unknown, *same), f"{changed} of {len(pairs):,} answers differ from those of {reference}."
+    drop = paired_drop(lost, gained, len(pairs), level)
+    return (drop.points.as_metric("accuracy_drop", "points", level), *same), words_for_drop(
+        drop, _LIMIT_POINTS, reference
+    )

@@ -76,12 +76,20 @@ def _answer_key(m: Measurement) -> tuple[Any, ...]:
 
 
 def _by_place(timed: Iterable[Measurement]) -> list[list[Measurement]]:
-    """One bundle on one target each: its scenarios, in the order of SCENARIOS."""
+    """One bundle on one target each: its scenarios, in the order of SCENARIOS.
+
+    Only those of the machine that was measured last: one that got a memory limit meanwhile is another machine.
+    """
     found: dict[Any, list[Measurement]] = {}
     for m in timed:
         place = digest_json(to_dict(m.target)) if m.target else None
         found.setdefault((m.candidate, m.recipe, m.content_digest, place), []).append(m)
-    return [sorted(same, key=lambda m: SCENARIOS.index(m.scenario)) for same in found.values()]
+    return [sorted(_last_machine(same), key=lambda m: SCENARIOS.index(m.scenario)) for same in found.values()]
+
+
+def _last_machine(same: Sequence[Measurement]) -> list[Measurement]:
+    last = max(same, key=lambda m: m.id or 0)
+    return [m for m in same if m.conditions.get("fingerprint_digest") == last.conditions.get("fingerprint_digest")]
 
 
 def _join(same: Sequence[Measurement], early: Iterable[Measurement], answered: dict[Any, Measurement]) -> Entry:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from edgewise.arrival import Arrival
@@ -14,15 +16,20 @@ from edgewise.data import Row
 from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
 from edgewise.paired import check_level
+from edgewise.profiler.graphs import GraphFile
 from edgewise.profiler.plumbing import (
     Subject,
     check_rows,
     check_subject,
-    fingerprint_of,
+    device_conditions,
+    fingerprints,
+    held_to,
     job_inputs,
     job_run,
+    job_subject,
     no_progress,
     pick_devices,
+    side_by_side,
 )
 from edgewise.profiler.results import WorkerResult
 from edgewise.profiler.rounds import (
@@ -40,10 +47,13 @@ from edgewise.types import Device, Measurement, Stage, Target
 
 WARM_UP: Mapping[str, float] = {"calls": 5, "seconds": 0.05}
 """Untimed calls of a round: at least so many, and for so long."""
+_WARM_UP_WRITING: Mapping[str, float] = {"calls": 1, "seconds": 0.05}
+"""Of generation, whose one call is many of the graph."""
 _NOTES = (
     "a fresh process a round; files in the page cache; start-up includes hashing the bundle's files",
     "garbage collected and frozen before the timed calls; memory is never read during them",
 )
+_BUSY = "disturbed in more than half of all rounds: the machine was busy, and none was repeated"
 _MAX_INPUTS = 1000
 _BUSY_SHARE = 0.5
 
@@ -72,15 +82,16 @@ def measure_latency(
     unless given).
 
     What the store has already is not measured again, and finished rounds of an interrupted run are taken up. A bundle
-    that fails becomes a measurement with its reason. Raises UserError for a device whose interpreter cannot run the
-    worker, PlanError for an unknown device, DataError for no rows.
+    that fails becomes a measurement with its reason, and so does an SSH device among others. Raises UserError for a
+    device whose interpreter cannot run the worker or that cannot be reached, PlanError for an unknown device, DataError
+    for no rows.
     """
     run = _Run(list(rows), store, spec or Rounds(), check_level(level), stage, seed, progress)
     run.inputs_digest = check_rows(rows)
     run.work = work or store.path.with_name(f"{store.path.name}.rounds")
     by_name = pick_devices(devices, targets)
     try:
-        prints = {name: fingerprint_of(device, run.children) for name, device in by_name.items()}
+        prints = fingerprints(by_name, run.children, run.say)
         faults = {id(s): check_subject(s) for s in subjects}
         series = [
             run.series(s, t, a, by_name[t.device], prints[t.device], faults[id(s)])
@@ -100,6 +111,11 @@ def measure_latency(
     return found
 
 
+def warm_up(arrival: Arrival) -> dict[str, float]:
+    """The rule of a scenario."""
+    return dict(_WARM_UP_WRITING if arrival.name == "generation" else WARM_UP)
+
+
 class _Run:
     """One call of measure_latency: its settings, and the steps that share them."""
 
@@ -114,14 +130,15 @@ class _Run:
         self.stage, self.seed, self.progress = stage, seed, progress
         self.children = Children()
         self.done = self.total = 0
-        self.notes = list(_NOTES)
+        self.counting = Lock()
+        self.busy: set[str | None] = set()
+        """The machines, by their address, that were disturbed all the time."""
         self.settings: dict[str, Any] = {
             "percentile": rule.percentile,
             "width": rule.width,
             "min_rounds": rule.min_rounds,
             "max_rounds": rule.max_rounds,
             "seconds": rule.seconds,
-            "warmup": dict(WARM_UP),
             "level": level,
             "seed": seed,
             "verify": "full",
@@ -147,7 +164,7 @@ class _Run:
             self.stage,
             self.inputs_digest,
             str(known.get("digest", "")),
-            digest_json(self._settings(arrival)),
+            digest_json(self._settings(arrival, device)),
         )
         folder = self.work / key.digest.removeprefix("sha256:")[:24]
         failure = fault or (fingerprint if isinstance(fingerprint, str) else "")
@@ -156,15 +173,24 @@ class _Run:
         series.resume()
         return series
 
-    def _settings(self, arrival: Arrival) -> dict[str, Any]:
-        return {**self.settings, "min_calls": calls_a_round(self.rule, arrival), **arrival.settings()}
+    def _settings(self, arrival: Arrival, device: Device) -> dict[str, Any]:
+        calls = {"min_calls": calls_a_round(self.rule, arrival), "warmup": warm_up(arrival)}
+        return {**self.settings, **calls, **arrival.settings(), **held_to(device)}
 
     def measure(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
-        """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
+        """All machines: this one by itself, since driving the others would disturb it, then they at the same time."""
         self.total = sum(s.rounds_of(self.rule)[0] for s in series if not s.failure)
+        machines: dict[str | None, list[Series]] = {}
+        for s in series:
+            machines.setdefault(s.device.ssh, []).append(s)
+        self._measure_machine(machines.pop(None, []), repeat_disturbed)
+        side_by_side([partial(self._measure_machine, m, repeat_disturbed) for m in machines.values()], self.children)
+
+    def _measure_machine(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
+        """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
         for number in range(self.rule.max_rounds):
             wanted = [s for s in series if not s.failure and self._wants(s, number)]
-            self.total += sum(number >= s.rounds_of(self.rule)[0] for s in wanted)
+            self._expect(sum(number >= s.rounds_of(self.rule)[0] for s in wanted))
             for s in self._shuffled(wanted, number):
                 if number not in s.rounds:
                     self._one_round(s, number)
@@ -181,18 +207,27 @@ class _Run:
         random.Random(f"{self.seed}:{number}").shuffle(order)
         return order
 
+    def _expect(self, rounds: int) -> None:
+        with self.counting:
+            self.total += rounds
+
     def _step(self, what: str) -> None:
-        self.done += 1
-        self.progress(self.done, self.total, what)
+        with self.counting:
+            self.done += 1
+            self.progress(self.done, self.total, what)
+
+    def say(self, what: str) -> None:
+        with self.counting:
+            self.progress(self.done, self.total, what)
 
     def _repeat_disturbed(self, series: list[Series]) -> None:
         """Each disturbed round once more, unless the machine is busy all the time, when it would help nothing."""
         disturbed = [(s, n) for s in series if s.arrival.name != "sustained" for n in s.disturbed()]
         if len(disturbed) > _BUSY_SHARE * sum(len(s.rounds) for s in series):
-            self.notes.append("disturbed in more than half of all rounds: the machine was busy, and none was repeated")
+            self.busy.add(series[0].device.ssh)
             return
         again = [(s, n) for s, n in disturbed if n not in s.repeats]
-        self.total += len(again)
+        self._expect(len(again))
         for s, number in again:
             if not s.failure:
                 self._one_round(s, number, repeat=True)
@@ -225,18 +260,19 @@ class _Run:
         turned = (self.rows[start:] + self.rows[:start])[:_MAX_INPUTS]
         job = {
             "job": "latency",
-            "bundle": str(s.subject.bundle.path.absolute()),
-            "content_digest": s.subject.bundle.digest,
+            **job_subject(s.subject),
             "verify": self.settings["verify"],
             "run": job_run(s.target.run, s.subject.bundle),
-            "warmup": self.settings["warmup"],
+            "warmup": warm_up(s.arrival),
             "seconds": self.rule.seconds,
             "min_calls": calls_a_round(self.rule, s.arrival),
             "scenario": s.arrival.job(1_000_003 * self.seed + number),
             "placement": number == 0,
         }
         timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"]))
-        return run_job(s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep)
+        return run_job(
+            s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep, say=self.say
+        )
 
     def finish(self, s: Series) -> Measurement:
         """Compute the metrics, append the measurement to the store, forget the raw files."""
@@ -262,12 +298,15 @@ class _Run:
         base = {
             "fingerprint": dict(s.fingerprint),
             "fingerprint_digest": s.key.fingerprint_digest,
-            "settings": self._settings(s.arrival),
+            "settings": self._settings(s.arrival, s.device),
             "settings_digest": s.key.settings_digest,
-            "device": {"name": s.device.name, "python": s.device.python},
+            "device": device_conditions(s.device),
             "scenario": s.arrival.text(),
+            **(
+                {"fed": [asdict(i) for i in s.subject.bundle.inputs]} if isinstance(s.subject.bundle, GraphFile) else {}
+            ),
             "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, {s.arrival.order}",
-            "notes": list(self.notes),
+            "notes": [*_NOTES, *([_BUSY] if s.device.ssh in self.busy else [])],
         }
         return base if s.failure else base | series_conditions(s, self.rule, self.level, self._stopped(s))
 

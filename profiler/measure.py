@@ -46,7 +46,8 @@ def profile(
     arrivals: Sequence[Arrival] = (Arrival(),),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
-    """Measure bundles on targets: accuracy where the rows have labels, then latency, start-up, memory and size.
+    """Measure bundles on targets: accuracy where the rows have labels, else agreement with the reference where it is
+    among them; then latency, start-up, memory and size.
 
     bundles: folders, or `Subject`s that name candidate and recipe. rows: real inputs; labels on all of them or none.
     spec: how long (`Rounds`, or a plan's `profile`). arrivals: the scenarios. Returns the measurements as they stand in
@@ -60,7 +61,7 @@ def profile(
         raise DataError(f"{len(rows) - labelled} of {len(rows)} rows have no label: give labels to all of them or none")
     subjects = [b if isinstance(b, Subject) else subject_of(b) for b in bundles]
     found: list[Measurement] = []
-    if labelled:
+    if labelled or _comparable(subjects, reference):
         found += measure_accuracy(
             subjects,
             targets,
@@ -85,6 +86,12 @@ def profile(
         progress=progress,
     )
     return found
+
+
+def _comparable(subjects: Sequence[Subject], reference: str) -> bool:
+    """Whether answers without labels say something: one label an input, a reference, and others beside it."""
+    recipes = {s.recipe for s in subjects}
+    return reference in recipes and len(recipes) > 1 and all(s.one_label for s in subjects)
 
 
 def subject_of(folder: str | Path) -> Subject:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from edgewise.bundle import Bundle, read_bundle
+from edgewise.bundle import Bundle, Manifest, read_bundle
 from edgewise.data import Row, digest_rows
-from edgewise.errors import DataError, EdgewiseError, PlanError, WorkerError, nearest
+from edgewise.errors import DataError, EdgewiseError, PlanError, UserError, WorkerError, nearest
+from edgewise.profiler.graphs import GraphFile
 from edgewise.profiler.results import WorkerResult
 from edgewise.profiler.transport import Children, run_job, sweep_jobs
 from edgewise.types import Device, RunSettings, Target, to_dict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,32 @@ class Subject:
 
     candidate: str
     recipe: str
-    bundle: Bundle = field(hash=False)
+    bundle: Bundle | GraphFile = field(hash=False)
 
     @property
     def name(self) -> str:
         return f"{self.candidate}/{self.recipe}"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.bundle.size if isinstance(self.bundle, GraphFile) else self.bundle.manifest.size
+
+    @property
+    def one_label(self) -> bool:
+        """Whether each input gets one label."""
+        if isinstance(self.bundle, GraphFile):
+            return False
+        manifest = self.bundle.manifest
+        kinds = (None, "single_label_classification")
+        return manifest.task in ("text-classification", "image-classification") and manifest.problem_type in kinds
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of a bundle. Raises EdgewiseError for an ONNX file, which has none."""
+        if isinstance(self.bundle, GraphFile):
+            raise EdgewiseError(f"{self.bundle.path} is an ONNX file: no text goes in, and no label comes out")
+        return self.bundle.manifest
 
 
 def no_progress(done: int, total: int, what: str) -> None:
@@ -42,25 +68,92 @@ def pick_devices(devices: Sequence[Device], targets: Sequence[Target]) -> dict[s
     return {name: d for name, d in by_name.items() if any(t.device == name for t in targets)}
 
 
-def describe_device(device: Device, children: Children, *, providers: bool = False) -> WorkerResult:
+def no_words(text: str) -> None:
+    """Where nobody wants to know what is waited for."""
+
+
+def describe_device(
+    device: Device, children: Children, *, providers: bool = False, say: Callable[[str], None] = no_words
+) -> WorkerResult:
     """Ask a device for its fingerprint, and with `providers` which of these really run there.
+
+    say: is told what is waited for.
 
     Raises UserError when its interpreter cannot run the worker, WorkerError when the worker dies.
     """
     job = {"job": "describe", "providers": providers}
-    return run_job(device, job, [], children=children, timeout_s=120)
+    return run_job(device, job, [], children=children, timeout_s=120, say=say)
 
 
-def fingerprint_of(device: Device, children: Children) -> dict[str, Any] | str:
+def fingerprint_of(device: Device, children: Children, say: Callable[[str], None] = no_words) -> dict[str, Any] | str:
     """The device's fingerprint, or why there is none. Raises UserError as `describe_device` does."""
     try:
-        return dict(describe_device(device, children).fingerprint)
+        return dict(describe_device(device, children, say=say).fingerprint)
     except WorkerError as error:
         return f"device {device.name!r} does not answer: {error}"
 
 
+def fingerprints(
+    devices: Mapping[str, Device], children: Children, say: Callable[[str], None] = no_words
+) -> dict[str, dict[str, Any] | str]:
+    """The fingerprint of each device, asked at the same time, or why there is none.
+
+    Raises UserError as `describe_device` does; one SSH device among others that answer is a reason instead.
+    """
+
+    def ask(device: Device) -> dict[str, Any] | str | UserError:
+        try:
+            return fingerprint_of(device, children, say)
+        except UserError as error:
+            return error
+
+    asked = side_by_side([partial(ask, d) for d in devices.values()], children)
+    found = dict(zip(devices, asked, strict=True))
+    failed = {name: f for name, f in found.items() if isinstance(f, UserError)}
+    for name, error in failed.items():
+        if devices[name].ssh is None or len(failed) == len(found):
+            raise error
+    return {name: str(f) if isinstance(f, UserError) else f for name, f in found.items()}
+
+
+def side_by_side(calls: Sequence[Callable[[], T]], children: Children) -> list[T]:
+    """What the calls return, each run in a thread of its own; an error of one ends the others."""
+    if len(calls) < 2:
+        return [call() for call in calls]
+    pool = ThreadPoolExecutor(len(calls))
+    try:
+        futures = [pool.submit(call) for call in calls]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in [*done, *futures]:
+            future.result()
+        return [future.result() for future in futures]
+    except BaseException:
+        children.kill_all()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def device_conditions(device: Device) -> dict[str, Any]:
+    """Of a measurement: which device, and what its worker was held to (bytes, cores)."""
+    cores = None if device.cores is None else list(device.cores)
+    there = {} if device.ssh is None else {"ssh": device.ssh}
+    return {"name": device.name, "python": device.python, "memory": device.memory, "cores": cores, **there}
+
+
+def held_to(device: Device) -> dict[str, Any]:
+    """For the settings that make two measurements the same one; nothing where nothing is limited.
+
+    The fingerprint shows how many cores, and a limit rounded to pages; which cores, only this: they may differ.
+    """
+    named = device_conditions(device)
+    return {n: named[n] for n in ("memory", "cores") if named[n] is not None}
+
+
 def check_subject(subject: Subject) -> str:
     """Why a bundle cannot be measured, or ''. Hashes every file, which also brings it into the page cache."""
+    if isinstance(subject.bundle, GraphFile):
+        return ""  # hashed a moment ago, and by each worker again
     try:
         read_bundle(subject.bundle.path, verify="full", expect=subject.bundle.digest)
     except EdgewiseError as error:
@@ -75,17 +168,30 @@ def check_rows(rows: Sequence[Row]) -> str:
     return digest_rows(rows)
 
 
-def job_run(run: RunSettings, bundle: Bundle) -> dict[str, Any]:
+def job_subject(subject: Subject) -> dict[str, Any]:
+    """What a job says of what it measures: where it is, and what it must be."""
+    place = {"bundle": str(subject.bundle.path.absolute()), "content_digest": subject.bundle.digest}
+    return {**place, "graph": subject.bundle.job()} if isinstance(subject.bundle, GraphFile) else place
+
+
+def job_run(run: RunSettings, bundle: Bundle | GraphFile) -> dict[str, Any]:
     """Run settings as the job says them: 'what the model allows' must hold where the bundle carries a length too."""
     data = to_dict(run)
+    if isinstance(bundle, GraphFile):
+        return data
     if run.max_length is None and bundle.manifest.run.max_length is not None:
         data["max_length"] = bundle.manifest.preprocessing.get("max_length")
     return data
 
 
 def job_inputs(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Lines of inputs.jsonl."""
-    return [{"id": row.id, "text": row.text, "text_pair": row.text_pair} for row in rows]
+    """Lines of inputs.jsonl; of an image its file or bytes, which the transport puts beside it."""
+    return [
+        {"id": row.id, "text": row.text, "text_pair": row.text_pair}
+        if row.image is None
+        else {"id": row.id, "image": row.image}
+        for row in rows
+    ]
 
 
 def cores(fingerprint: Mapping[str, Any]) -> int:

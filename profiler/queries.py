@@ -17,12 +17,16 @@ _SPIN_S = 0.0005
 
 Predict = Callable[[Sequence[Any]], Sequence[Any]]
 """A batch of inputs to typed answers, which have `n_tokens` and `truncated`."""
+Write = Callable[[Any], Any]
+"""An input to its `edgewise.runtime.decode.TokenStream`."""
 
 
 def inputs_a_query(arrival: Mapping[str, Any], batch_size: int, inputs: int) -> int:
     """Inputs that one query has. arrival: as of a job."""
     if arrival["name"] == "multi-stream":
         return int(arrival["streams"])
+    if arrival["name"] == "generation":
+        return 1
     return inputs if arrival["name"] == "offline" else batch_size
 
 
@@ -73,6 +77,25 @@ def ask(
     every = round(1e9 * arrival["every_s"]) if arrival["name"] == "paced" else 0
     log = Log()
     return log.as_dict(_in_turn(predict, batches, log, every, seconds, min_calls))
+
+
+def ask_tokens(write: Write, batches: Sequence[Sequence[Any]], seconds: float, min_calls: int) -> dict[str, Any]:
+    """One input after the other, for `seconds` and at least `min_calls` of them: as `ask`, and for each the nanoseconds
+    to its first token ('first_ns') and how many tokens were written ('written')."""
+    clock, log = time.perf_counter_ns, Log()
+    first: list[int] = []
+    written: list[int] = []
+    begin = clock()
+    end = begin + int(seconds * 1e9)
+    while len(log.ns) < min_calls or clock() < end:
+        number = len(log.ns) % len(batches)
+        start = clock()
+        stream = write(batches[number][0])
+        stamps = [clock() for _ in stream]
+        log.add(stamps[-1] - start, number, [stream])
+        first.append(stamps[0] - start)
+        written.append(len(stamps))
+    return {**log.as_dict(clock() - begin), "first_ns": first, "written": written}
 
 
 def _in_turn(

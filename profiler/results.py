@@ -42,6 +42,10 @@ class Calls:
     """From the first call to the last answer."""
     windows: tuple[Mapping[str, Any], ...] = ()
     """Of the sustained scenario: start_s, calls, span_ns, mhz and celsius of each."""
+    first_ns: tuple[int, ...] = ()
+    """Of the generation scenario: from the input to its first token."""
+    written: tuple[int, ...] = ()
+    """Of the generation scenario: tokens of each answer."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,15 @@ class WorkerResult:
     calls: Calls | None = None
     load: Load | None = None
     energy: Energy | None = None
+    yardstick: Mapping[str, int] | None = None
+    """Nanoseconds of fixed work after the calls; see `edgewise.profiler.yardstick`."""
     answers: tuple[Answer, ...] = ()
     placement: Mapping[str, int] | None = None
     placement_why: str = "not asked for"
+    nodes: Mapping[str, Any] | None = None
+    """Time by node type; see `edgewise.profiler.nodes`."""
+    peaks: Mapping[str, Any] | None = None
+    """Of the machine; see `edgewise.profiler.peaks`."""
     trials: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -79,6 +89,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         raw = path.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:  # the worker made something else of it
+        raise WorkerError(f"{path}: the worker's results cannot be read: {error.strerror or error}") from error
     lines = raw.split(b"\n")
     events = []
     for number, line in enumerate(lines, 1):
@@ -86,7 +98,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline behind it: the worker died while writing it
                 break
             raise WorkerError(f"{path}:{number}: the worker wrote garbage: {line[:80]!r}") from error
@@ -94,6 +106,20 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             raise WorkerError(f"{path}:{number}: the worker wrote no event: {line[:80]!r}")
         events.append(event)
     return events
+
+
+def finish_measured(path: Path, why: str) -> bool:
+    """End the results of a worker that was killed when all was measured, and only what stands beside the numbers was
+    missing; False, and nothing is written, where it had not come so far. why: it was killed, in words."""
+    events = read_events(path)
+    names = {e["event"] for e in events}
+    if "measured" not in names or "error" in names:
+        return False
+    if "placement" not in names:
+        events.append({"event": "placement", "nodes": None, "why": f"not recorded, after all was measured: {why}"})
+    lines = (json.dumps(e) + "\n" for e in [*events, {"event": "end"}])
+    path.write_text("".join(lines), encoding="utf-8")  # anew: the last line may have been cut
+    return True
 
 
 def find_failure(events: list[dict[str, Any]]) -> WorkerFailure | None:
@@ -112,7 +138,7 @@ def read_result(path: Path) -> WorkerResult:
         raise WorkerError(f"{path}: the worker ended early: the last it wrote is {last!r}")
     try:
         return _typed(events)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WorkerError(f"{path}: the worker's results are not of protocol {PROTOCOL}: {error!r}") from error
 
 
@@ -136,9 +162,12 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         calls=_calls(one["calls"]) if "calls" in one else None,
         load=Load(**{k: one["load"][k] for k in ("other_cpu", "steal", "seconds", "why")}) if "load" in one else None,
         energy=_energy(one["energy"]) if "energy" in one else None,
+        yardstick={k: int(v) for k, v in one["yardstick"]["ns"].items()} if "yardstick" in one else None,
         answers=answers,
         placement=one.get("placement", {}).get("nodes"),
         placement_why=one.get("placement", {}).get("why", "not asked for"),
+        nodes=one.get("nodes"),
+        peaks=one.get("peaks"),
         trials=tuple(one.get("trials", {}).get("trials", ())),
     )
 
@@ -156,4 +185,8 @@ def _calls(data: Mapping[str, Any]) -> Calls:
     ns, inputs, tokens, cut = (tuple(map(int, data[n])) for n in ("ns", "inputs", "tokens", "truncated"))
     if not ns or min(ns) <= 0 or not len(ns) == len(inputs) == len(tokens) == len(cut):
         raise ValueError(f"{len(ns)} times for {len(inputs)} inputs, the shortest {min(ns, default=None)} ns")
-    return Calls(ns, inputs, tokens, cut, int(data.get("span_ns", sum(ns))), tuple(data.get("windows", ())))
+    first, written = (tuple(map(int, data.get(n, ()))) for n in ("first_ns", "written"))
+    if len(first) not in (0, len(ns)) or len(written) != len(first):
+        raise ValueError(f"{len(first)} first tokens and {len(written)} answers for {len(ns)} times")
+    span = int(data.get("span_ns", sum(ns)))
+    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written)

@@ -21,6 +21,7 @@ from edgewise.paired import Bounds
 from edgewise.profiler.plumbing import Subject, token_distribution
 from edgewise.profiler.queries import inputs_a_query
 from edgewise.profiler.results import WorkerResult, read_result
+from edgewise.profiler.roofline import Roofline, roofline, roofline_metric
 from edgewise.profiler.statistics import (
     SAMPLE_NEEDED,
     Floats,
@@ -199,26 +200,73 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
     seconds = series.seconds()
     if series.arrival.name != "single-stream":
         return _scenario_metrics(series, seconds, level)
-    results = [r for _, r in sorted(series.rounds.items())]
     means = mean_bounds([float(np.mean(s)) for s in seconds], level)
     calls = sum(map(len, seconds))
     mean = means.as_metric("latency_mean", "s", level)
-    size = series.subject.bundle.manifest.size
     return (
         *percentile_metrics(seconds, level),
         mean,
         _throughput(mean, series.target.run.batch_size, calls),
+        roofline_metric(_roofline(series), mean.value),
+        *_process_metrics(series, level),
+    )
+
+
+def _roofline(series: Series) -> Roofline | None:
+    """From the one round that was profiled."""
+    profiled = next((r for r in series.rounds.values() if r.nodes is not None), None)
+    return None if profiled is None else roofline(series.subject, profiled.nodes, profiled.peaks)
+
+
+def _process_metrics(series: Series, level: float) -> tuple[Metric, ...]:
+    """What is of the process and the bundle, not of a call: start-up, memory, energy, size."""
+    results = [r for _, r in sorted(series.rounds.items())]
+    return (
         *_startup_metrics(results, level),
         *_memory_metrics(results, level),
         _energy(results, series.inputs_a_query, level),
-        Metric("size", "B", float(size), method="sum of the bundle's files", n=1),
+        Metric("size", "B", float(series.subject.size), method="sum of its files", n=1),
     )
+
+
+def _generation_metrics(series: Series, level: float) -> tuple[Metric, ...]:
+    """Time to the first token, time of each token after it (the mean of a query), tokens a second."""
+    calls = [_calls(r) for _, r in sorted(series.rounds.items())]
+    found: list[Metric] = []
+    for name, per_process in token_times(
+        [c.ns for c in calls], [c.first_ns for c in calls], [c.written for c in calls]
+    ):
+        found += [replace(m, name=f"{name}_{m.name}") for m in percentile_metrics(per_process, level)]
+        means = mean_bounds([float(np.mean(x)) for x in per_process], level)
+        found.append(means.as_metric(f"{name}_mean", "s", level))
+    rates = mean_bounds([sum(c.written) / (c.span_ns / 1e9) for c in calls], level)
+    limit = roofline_metric(_roofline(series), float(np.mean([np.mean(s) for s in series.seconds()])))
+    return (*found, rates.as_metric("token_throughput", "1/s", level), limit, *_process_metrics(series, level))
+
+
+def token_times(
+    ns: Sequence[Sequence[int]], first_ns: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
+) -> tuple[tuple[str, list[Floats]], tuple[str, list[Floats]]]:
+    """'ttft', seconds to the first token, and 'tpot', seconds of a later one, the mean of a query: an array a process.
+
+    ns: of whole queries. A query that wrote one token has no later one.
+    """
+    first = [np.array(f, dtype=np.float64) / 1e9 for f in first_ns]
+    later = []
+    for whole, f, count in zip(ns, first, written, strict=True):
+        tokens = np.array(count, dtype=np.float64)
+        several = tokens > 1
+        rest = np.array(whole, dtype=np.float64) / 1e9 - f
+        later.append(rest[several] / (tokens[several] - 1))
+    return ("ttft", first), ("tpot", later)
 
 
 def _scenario_metrics(series: Series, seconds: Sequence[Floats], level: float) -> tuple[Metric, ...]:
     prefix = series.arrival.prefix
     if series.arrival.name == "sustained":
         return _sustained_metrics(series)
+    if series.arrival.name == "generation":
+        return _generation_metrics(series, level)
     rate = mean_bounds(series.rates(), level).as_metric(f"{prefix}throughput", "1/s", level)
     if series.arrival.name == "offline":
         return (rate,)
@@ -323,13 +371,21 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "steal": [None if r.load is None else r.load.steal for _, r in results],
             "disturbed": series.disturbed(),
             "repeated": {str(n): text for n, text in series.repeats.items()},
+            "yardstick": [None if r.yardstick is None else dict(r.yardstick) for _, r in results],
         },
         "warmup": [dict(r.warmup or {}) for _, r in results],
         **({"windows": [dict(w) for w in calls[0].windows]} if calls[0].windows else {}),
+        **(
+            {"generation": [{"first_ns": list(c.first_ns), "written": list(c.written)} for c in calls]}
+            if calls[0].written
+            else {}
+        ),
         "memory_after_first_answer": [_rss(r, "first") for _, r in results],
         "providers": list(results[0][1].providers),
         "placement": placed.placement,
         "placement_why": placed.placement_why,
+        "nodes": None if placed.nodes is None else dict(placed.nodes),
+        "roofline": None if (limit := _roofline(series)) is None else limit.as_dict(),
     }
 
 

@@ -99,6 +99,12 @@ def percentile_bounds(
     return Bounds(math.exp(value), math.exp(value - half), math.exp(high), n, "cluster bootstrap over processes, t")
 
 
+def process_quantile(times: Floats, q: float) -> float:
+    """The q-quantile of one process: a time that was measured, of rank q * (n + 1), rounded up."""
+    ordered = np.sort(times)
+    return float(ordered[min(len(ordered), math.ceil(q * (len(ordered) + 1) - 1e-9)) - 1])
+
+
 def _pooled_quantile(ordered: Sequence[Floats], q: float, counts: Any) -> Floats:
     """For each row of counts [resamples, processes]: the smallest value at which the weighted share reaches q.
 

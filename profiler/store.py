@@ -168,6 +168,10 @@ class Store:
         """All of them, in the order in which they were added."""
         return self._read("ORDER BY id", ())
 
+    def created(self) -> dict[int, str]:
+        """When each was added, by its row number: UTC, ISO 8601."""
+        return dict(self._all("SELECT id, created FROM measurements", ()))
+
     def outcomes(self, measurement_id: int) -> list[Outcome]:
         """Of one measurement, in the order of its rows."""
         rows = self._all(

@@ -1,4 +1,5 @@
-"""Moves a job to where it runs, starts the worker there and brings the results back: this machine, any interpreter."""
+"""Moves a job to where it runs, starts the worker there and brings the results back: this machine, any interpreter,
+another machine over SSH."""
 
 from __future__ import annotations
 
@@ -6,22 +7,30 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Timer
-from typing import Any
+from typing import Any, Protocol
 
 import edgewise
 from edgewise import errors
 from edgewise.errors import EdgewiseError, UserError, WorkerError, need_extra
 from edgewise.files import disk_full_is_clear
-from edgewise.profiler.results import WorkerFailure, WorkerResult, find_failure, read_events, read_result
-from edgewise.profiler.worker import PROTOCOL, SPAWNED
+from edgewise.profiler.cgroups import sweep_groups
+from edgewise.profiler.confine import confined
+from edgewise.profiler.results import (
+    WorkerFailure,
+    WorkerResult,
+    find_failure,
+    finish_measured,
+    read_events,
+    read_result,
+)
+from edgewise.profiler.worker import PROTOCOL
 from edgewise.types import Device
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -31,27 +40,45 @@ _MODULE = "edgewise.profiler.worker"
 
 
 def sweep_jobs() -> None:
-    """Remove the job folders that killed runs left behind: they hold texts of the data."""
+    """Remove the job folders that killed runs left behind: they hold texts of the data. Their memory groups too."""
     try:
         import psutil
     except ImportError as error:
         raise need_extra("profile", error) from error
+
+    def gone(name: str) -> bool:
+        owner = name.removeprefix(_FOLDER).partition("-")[0]
+        return owner.isdigit() and not psutil.pid_exists(int(owner))
+
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        if gone(folder.name):
             shutil.rmtree(folder, ignore_errors=True)
+    sweep_groups(f"{_FOLDER}*", gone)
+
+
+class Running(Protocol):
+    """A worker that runs: a process here, or a task that stands for one elsewhere."""
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> object:
+        """Until it has ended."""
 
 
 class Children:
     """The workers that are running, so that an interrupted run leaves none behind."""
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Running] = set()
         self._lock = Lock()
         self._closed = False
 
     @contextmanager
-    def running(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    def running(self, process: Running) -> Iterator[None]:
         """Keep a process in the set while the block runs; kill it if the block is left before it ended."""
         with self._lock:
             self._running.add(process)
@@ -83,22 +110,27 @@ def run_job(
     children: Children | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     keep: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> WorkerResult:
     """Run one job in a fresh process and return what it found.
 
-    job: without 'protocol'; see `edgewise.profiler.worker`. inputs: dicts with 'text', 'text_pair' and 'id'.
+    job: without 'protocol'; see `edgewise.profiler.worker`. inputs: dicts with 'text', 'text_pair' and 'id', or
+    'image' (a file, or encoded bytes) and 'id'.
     keep: where results.jsonl goes when the worker ended well, whole or not at all.
+    say: is told what an SSH device waits for; timeout_s is the worker's own time, without that.
 
     Raises WorkerError when the worker died, hung or wrote garbage; the error of ours that the worker met
-    (ProviderError, BundleChangedError, ...); UserError for an interpreter that cannot run the worker.
+    (ProviderError, BundleChangedError, ...); UserError for an interpreter that cannot run the worker, and for an SSH
+    device that cannot be reached, trusted or made ready.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
     try:
         with disk_full_is_clear(folder):
             (folder / "job.json").write_text(json.dumps({"protocol": PROTOCOL, **job}), encoding="utf-8")
             with (folder / "inputs.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in inputs)
-        code = _run_worker(device, folder, children or Children(), timeout_s)
+                file.writelines(json.dumps(_beside(folder, i, line)) + "\n" for i, line in enumerate(inputs))
+        run = _run_worker if device.ssh is None else partial(_run_there, say=say)
+        code = run(device, folder, children or Children(), timeout_s)
         result = _judge(device, folder, code)
         if keep is not None:
             _keep(folder / "results.jsonl", keep)
@@ -107,20 +139,32 @@ def run_job(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _beside(folder: Path, number: int, line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of inputs.jsonl; an image is copied into the job's folder, so that it goes where the folder goes."""
+    if "image" not in line:
+        return line
+    (folder / "images").mkdir(exist_ok=True)
+    name = f"images/{number}"
+    image = line["image"]
+    (folder / name).write_bytes(image if isinstance(image, bytes) else Path(image).read_bytes())
+    return {**line, "image": name}
+
+
 def _run_worker(device: Device, folder: Path, children: Children, timeout_s: float) -> int:
     """Start the worker and wait; its exit code. Blocks in the kernel, so that the parent is idle meanwhile."""
     python = _interpreter(device)
-    with (folder / "stdout.txt").open("wb") as out, (folder / "stderr.txt").open("wb") as err:
-        environment = worker_environment(device)
-        environment[SPAWNED] = str(time.monotonic_ns())
+    with (
+        (folder / "stdout.txt").open("wb") as out,
+        (folder / "stderr.txt").open("wb") as err,
+        confined(device, folder.name) as room,
+    ):
         try:
-            process = subprocess.Popen(
+            process = room.start(
                 [python, "-m", _MODULE, str(folder)],
                 cwd=folder,  # so that no folder named edgewise in the user's place is imported
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                environment=worker_environment(device),
+                out=out,
+                err=err,
             )
         except OSError as error:
             raise UserError(
@@ -140,13 +184,43 @@ def _run_worker(device: Device, folder: Path, children: Children, timeout_s: flo
                 code = process.wait()
             finally:
                 timer.cancel()
-    if hung.is_set():
-        raise WorkerError(f"the worker was killed after {timeout_s:g} s without an end{_stderr(folder)}")
-    return code
+        if hung.is_set():
+            late = f"the worker was killed after {timeout_s:g} s without an end{room.pressure()}"
+            raise WorkerError(f"{late}{_stderr(folder)}")
+        killed = room.why_killed(code)
+    return _killed(folder, killed) if killed else code
+
+
+def _run_there(
+    device: Device, folder: Path, children: Children, timeout_s: float, *, say: Callable[[str], None]
+) -> int:
+    """The same on another machine; its exit code."""
+    from edgewise.profiler.ssh import run_there
+
+    task = run_there(device, folder, timeout_s=timeout_s, say=say)
+    with children.running(task):
+        ended = task.result()
+    if ended.late:
+        late = f"the worker was killed after {timeout_s:g} s without an end{ended.words}"
+        raise WorkerError(f"{late}{_stderr(folder)}")
+    if ended.words:
+        return _killed(folder, ended.words)
+    if ended.code == 130:  # interrupted there, not here
+        raise WorkerError(f"the worker on {device.ssh} was interrupted{_stderr(folder)}")
+    return int(ended.code)
+
+
+def _killed(folder: Path, why: str) -> int:
+    """0 for a worker that was killed under a memory limit when all was measured. Raises WorkerError for another."""
+    if not finish_measured(folder / "results.jsonl", why):
+        raise WorkerError(f"{why}{_stderr(folder)}")
+    return 0
 
 
 def _interpreter(device: Device) -> str:
     """The interpreter's path, seen from the job's folder too; a bare name is looked up on PATH."""
+    if device.ssh is not None:
+        return f"{device.python or 'the environment'} on {device.ssh}"
     if device.python is None:
         return sys.executable
     given = Path(device.python).expanduser()
@@ -213,6 +287,10 @@ def _not_importable(device: Device, folder: Path) -> str:
 
 
 def _install(device: Device) -> str:
+    if device.ssh is not None and device.python is not None:
+        return f"run `{device.python} -m pip install numpy onnxruntime tokenizers` there"
+    if device.ssh is not None:
+        return f"run `edgewise devices --clean {device.name}` and measure again, which installs it anew"
     root = Path(edgewise.__file__).resolve().parent.parent
     # From a source tree by its path: boards never take our wheel by name from an index.
     place = str(root) if (root / "pyproject.toml").is_file() else "PATH-TO-EDGEWISE-WHEEL"

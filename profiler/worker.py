@@ -19,21 +19,22 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Any, TextIO  # noqa: E402
+from typing import Any, TextIO  # noqa: E402
 
-from edgewise.errors import EdgewiseError  # noqa: E402
+from edgewise.errors import EdgewiseError, UserError  # noqa: E402
 from edgewise.profiler.energy import energy_since, mark_energy  # noqa: E402
-from edgewise.profiler.queries import ask, inputs_a_query  # noqa: E402
+from edgewise.profiler.queries import Predict, Write, ask, ask_tokens, inputs_a_query  # noqa: E402
 from edgewise.profiler.vitals import load_since, mark_load, read_memory  # noqa: E402
-
-if TYPE_CHECKING:
-    from edgewise.runtime import TextClassifier
+from edgewise.profiler.yardstick import read_yardstick  # noqa: E402
 
 PROTOCOL = 1
 SPAWNED = "EDGEWISE_SPAWNED_NS"
 """Environment variable: time.monotonic_ns() of the transport just before it started this process."""
 _CHUNK = 64
+_PROFILED, _PROFILED_S = 16, 2.0
+"""Calls whose nodes onnxruntime times, and for how long at most."""
 _MAX_FIRST_LINE_S = 600
 
 Item = str | tuple[str, str]
@@ -99,18 +100,21 @@ def _spawned_ns() -> int | None:
 
 def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     ready_ns = time.monotonic_ns()
-    items = [_item(line) for line in _lines(folder)]
+    items = [_item(line, folder) for line in _lines(folder)]
     arrival = job.get("scenario") or {"name": "single-stream"}
     batches = _batches(items, inputs_a_query(arrival, job["run"]["batch_size"], len(items)))
     empty = read_memory(shares=False)
 
     before = time.monotonic_ns()
-    from edgewise.runtime import load
-
+    load = _loader(job)
     imported = time.monotonic_ns()
-    model = load(job["bundle"], task="text-classification", **_load_options(job))
+    model = load(verify=job["verify"])
     loaded = time.monotonic_ns()
-    model.predict(batches[-1])
+    write = _writer(model, arrival)
+    if write is None:
+        model.predict(batches[-1])
+    else:
+        next(iter(write(batches[-1][0])))
     answered = time.monotonic_ns()
 
     first = read_memory(shares=True)
@@ -123,21 +127,62 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     results.write("startup", ns=_startup(phases, ready_ns, answered))
     results.write("memory", phase="empty", **asdict(empty))
     results.write("memory", phase="first", **asdict(first))
-    results.write("warmup", **_warm_up(model, batches, job["warmup"]))
+    results.write("warmup", **_warm_up(_answering(model, arrival), batches, job["warmup"]))
     gc.collect()
     gc.freeze()
     start, energy = mark_load(), mark_energy()
-    calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel, _heat(arrival))
+    if write is None:
+        calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel, _heat(arrival))
+    else:
+        calls = ask_tokens(write, batches, job["seconds"], job["min_calls"])
     used, load_now = energy_since(energy), load_since(start)
     results.write("memory", phase="end", **asdict(read_memory(shares=True)))
     results.write("load", **asdict(load_now), average=_load_average())
     results.write("energy", **asdict(used))
     results.write("calls", **calls)
-    results.write("providers", names=list(model.providers))
+    _measured(model, results)
+    results.write("yardstick", ns=read_yardstick())  # after the last reading of memory, which it is no part of
     if job.get("placement"):
         model.close()
-        _place(job, results)
-    _fingerprint(results)
+        _place(folder, job, results, lambda again: _some(_answering(again, arrival), batches))
+
+
+def _some(predict: Predict, batches: list[list[Item]]) -> int:
+    """A few calls for onnxruntime's profile, how many: fewer where each takes long, and two at least."""
+    start, calls = time.monotonic(), 0
+    while calls < 2 or (calls < _PROFILED and time.monotonic() - start < _PROFILED_S):
+        predict(batches[-1 - calls % len(batches)])
+        calls += 1
+    return calls
+
+
+def _writer(model: Any, arrival: Mapping[str, Any]) -> Write | None:
+    """Of the generation scenario: what writes as many tokens for every input, the best one each time."""
+    if arrival["name"] != "generation":
+        return None
+    if not hasattr(model, "token_stream"):
+        raise UserError("scenario generation is for bundles that write, which this is not")
+    options = {"max_new_tokens": arrival["new_tokens"], "do_sample": False, "num_beams": 1}
+    return partial(model.token_stream, ignore_eos=True, **options)
+
+
+def _answering(model: Any, arrival: Mapping[str, Any]) -> Predict:
+    """What answers a query of the scenario."""
+    write = _writer(model, arrival)
+    predict: Predict = model.predict if write is None else _whole(write)
+    return predict
+
+
+def _whole(write: Write) -> Predict:
+    """A writer as what answers a batch: of one input, to its end."""
+
+    def answer(batch: Sequence[Any]) -> Sequence[Any]:
+        stream = write(batch[0])
+        for _ in stream:
+            pass
+        return [stream]
+
+    return answer
 
 
 def _heat(arrival: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]] | None:
@@ -161,26 +206,24 @@ def _startup(phases: dict[str, int], ready_ns: int, answered: int) -> dict[str, 
     return {"interpreter": interpreter, "total": total, "other": total - interpreter - sum(phases.values()), **phases}
 
 
-def _warm_up(model: TextClassifier, batches: list[list[Item]], rule: Mapping[str, Any]) -> dict[str, Any]:
+def _warm_up(predict: Predict, batches: list[list[Item]], rule: Mapping[str, Any]) -> dict[str, Any]:
     """Untimed calls until both the time and the number of the rule are reached; from the end of the inputs."""
     start, calls = time.monotonic(), 0
     while calls < rule["calls"] or time.monotonic() - start < rule["seconds"]:
-        model.predict(batches[-1 - calls % len(batches)])
+        predict(batches[-1 - calls % len(batches)])
         calls += 1
     return {"calls": calls, "seconds": time.monotonic() - start}
 
 
 def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
-    from edgewise.runtime import load
-
-    model = load(job["bundle"], task="text-classification", **_load_options(job))
+    model = _loader(job)(verify=job["verify"])
     lines = _lines(folder)
     # Whole batches, in order: the batch changes the answers of dynamic int8.
     step = max(1, _CHUNK // model.run.batch_size) * model.run.batch_size
     parent = os.getppid()
     for start in range(0, len(lines), step):
         chunk = lines[start : start + step]
-        answers = model.predict([_item(line) for line in chunk])
+        answers = model.predict([_item(line, folder) for line in chunk])
         results.write(
             "answers",
             items=[
@@ -190,20 +233,39 @@ def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
         )
         if os.getppid() != parent:
             raise EdgewiseError("the process that asked for this job is gone")
-    results.write("providers", names=list(model.providers))
+    _measured(model, results)
     model.close()
     if job.get("placement"):
-        _place(job, results)
+        some = [[_item(line, folder)] for line in lines[:_PROFILED]]
+        _place(folder, job, results, lambda again: _some(again.predict, some))
+
+
+def _measured(model: Any, results: _Results) -> None:
+    """What belongs to the numbers. What comes after it takes memory that is not the bundle's: a worker that is killed
+    there, at the memory limit of a small device, has measured all the same."""
+    results.write("providers", names=list(model.providers))
     _fingerprint(results)
+    results.write("measured")
 
 
-def _place(job: Mapping[str, Any], results: _Results) -> None:
-    """Which nodes run where, from a second session: recording it is not among the settings that ship."""
-    from edgewise.runtime import load
+def _place(folder: Path, job: Mapping[str, Any], results: _Results, answer: Callable[[Any], int]) -> None:
+    """Which nodes run where, and how long by type, from a second session: to record it is not among the settings that
+    ship. answer: takes the model, and answers with it so many times."""
+    from edgewise.profiler.nodes import time_by_node
 
+    load = _loader(job)
     try:
-        with load(job["bundle"], **{**_load_options(job), "verify": "none", "record_placement": True}) as model:
-            results.write("placement", nodes=model.placement(), why="")
+        with load(verify="none", record_placement=True, profile_to=str(folder / "profile")) as model:
+            told = model.placement()
+            calls = answer(model)
+            nodes = time_by_node(model.end_profiling())
+            # What ran is the truth: what was assigned is told in part by some providers (WebGPU, onnxruntime 1.27).
+            results.write("placement", nodes=nodes.pop("placed") or told, why="")
+            results.write("nodes", calls=calls, **nodes)
+        if job["job"] == "latency" and job["run"]["provider"] == "cpu":
+            from edgewise.profiler.peaks import read_peaks
+
+            results.write("peaks", **read_peaks(job["run"]["threads"]))
     except AttributeError as error:
         results.write("placement", nodes=None, why=f"this onnxruntime does not tell which nodes run where: {error}")
 
@@ -224,11 +286,18 @@ def _fingerprint(results: _Results) -> None:
     results.write("fingerprint", **read_fingerprint().as_dict())
 
 
-def _load_options(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's run settings as arguments of `load`, with the digest that the bundle must have."""
+def _loader(job: Mapping[str, Any]) -> Callable[..., Any]:
+    """What loads the job's bundle, or its ONNX file, with its run settings; takes verify and what to record."""
     run = job["run"]
+    if "graph" in job:
+        from edgewise.profiler.graph_model import GraphModel
+        from edgewise.types import run_from_dict
+
+        return partial(GraphModel, job["bundle"], job["graph"], run_from_dict(run))
+    from edgewise.runtime import load
+
     names = ("provider", "provider_options", "threads", "max_length", "batch_size", "graph_optimization")
-    return {**{n: run[n] for n in names}, "verify": job["verify"], "expect": job["content_digest"]}
+    return partial(load, job["bundle"], expect=job["content_digest"], **{n: run[n] for n in names})
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -239,7 +308,10 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _item(line: Mapping[str, Any]) -> Item:
+def _item(line: Mapping[str, Any], folder: Path) -> Item:
+    """A text, a pair of texts, or the path of an image, which stands in the job's folder."""
+    if "image" in line:
+        return str(folder / line["image"])
     pair = line.get("text_pair")
     return line["text"] if pair is None else (line["text"], pair)
 

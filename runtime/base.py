@@ -209,6 +209,11 @@ class Model(ABC):
                 total[provider] = total.get(provider, 0) + nodes
         return total
 
+    def end_profiling(self) -> list[str]:
+        """The files with onnxruntime's profile, one a graph, now whole. Needs `load(..., profile_to=...)`."""
+        self.session()
+        return [session.end_profiling() for session in self._sessions or ()]
+
     def close(self) -> None:
         """Free the sessions; calls after this raise InputError. Calls that are under way finish."""
         with self._lock:

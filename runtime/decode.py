@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,6 +34,21 @@ class Generation:
     """Of the input, as they were read, special tokens included."""
     truncated: bool
     """True when the input was too long, and a part of it was not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStream:
+    """One answer, token by token: the input is read when this is made, a token is written when it is asked for."""
+
+    n_tokens: int
+    """Of the input, as it was read, special tokens included."""
+    truncated: bool
+    """True when the input was too long, and a part of it was not read."""
+    tokens: Iterator[int]
+    """Ids of the tokens that are written, each as soon as it stands."""
+
+    def __iter__(self) -> Iterator[int]:
+        return self.tokens
 
 
 @dataclass(slots=True)
@@ -124,6 +139,17 @@ def _decode_alone(cache: Cache, scores: np.ndarray, row: Row, ends: Sequence[int
             return
         tokens[0] = token
         scores = cache.step(tokens)
+
+
+def written_one_by_one(cache: Cache, scores: np.ndarray, row: Row, options: Options) -> Iterator[int]:
+    """Write one row; the id of each token."""
+    for _ in decode(cache, scores, [row], options):
+        yield row.ids.item(row.n - 1)
+
+
+def without_end(options: Options, ignore_eos: bool) -> Options:
+    """The options, with no token that ends a text where `ignore_eos` says so."""
+    return replace(options, eos_token_id=()) if ignore_eos else options
 
 
 def shown(cache: Cache, scores: np.ndarray, row: Row, options: Options) -> Iterator[str]:

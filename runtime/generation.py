@@ -14,7 +14,16 @@ from edgewise.bundle import Bundle, Golden
 from edgewise.errors import BundleError, InputError
 from edgewise.runtime.base import Model, Opened, TruncationWarning, is_iterator
 from edgewise.runtime.cache import Decoder, GrowingCache, InPlaceCache
-from edgewise.runtime.decode import Generation, Row, decode, generator_of, shown
+from edgewise.runtime.decode import (
+    Generation,
+    Row,
+    TokenStream,
+    decode,
+    generator_of,
+    shown,
+    without_end,
+    written_one_by_one,
+)
 from edgewise.runtime.generation_options import GenerateOptions, Options, read_options, with_given
 from edgewise.runtime.text import TextEncoder
 
@@ -106,6 +115,19 @@ class TextGenerator(Model):
         self.session()  # what is wrong already is said now, not at the first piece
         return self._pieces(self._read(prompt, chosen), chosen)
 
+    def token_stream(
+        self, prompt: Prompt, *, ignore_eos: bool = False, **options: Unpack[GenerateOptions]
+    ) -> TokenStream:
+        """The ids of the tokens that are written, each as it comes: for who shows or times them.
+
+        ignore_eos: write as many tokens as the options allow, whatever the model would end with. options: as of a call,
+        of which `stop` says nothing here.
+        """
+        chosen = _checked(self._options, options)
+        self.session()
+        read = self._read(prompt, chosen)
+        return TokenStream(len(read.ids), read.truncated, self._tokens(read, without_end(chosen, ignore_eos)))
+
     def token_ids(self, item: Prompt) -> list[int]:
         """Token ids of one prompt, uncut."""
         return self._token_ids(item, self._options)
@@ -147,6 +169,12 @@ class TextGenerator(Model):
         for piece in shown(cache, scores, row, options):
             yield self._lead(read.ids, row.written) + piece if first else piece
             first = False
+
+    def _tokens(self, read: _Read, options: Options) -> Iterator[int]:
+        cache = self._cache(self.session(), self._decoder)
+        row = Row.of(read.ids, read.room, generator_of(options, 0), None)
+        scores = cache.start([read.ids], options.pad_token_id, read.room)
+        return written_one_by_one(cache, scores, row, options)
 
     def _row(self, read: _Read, options: Options, index: int, *, stream: bool = False) -> Row:
         from edgewise.runtime.streaming import TextStream

@@ -56,6 +56,7 @@ class LoadOptions(TypedDict, total=False):
     verify: Verify
     expect: str | None
     record_placement: bool
+    profile_to: str | None
 
 
 @contextmanager
@@ -121,6 +122,7 @@ def load(
     verify: Verify = "stamp",
     expect: str | None = None,
     record_placement: bool = False,
+    profile_to: str | None = None,
 ) -> Any:
     """Load a bundle, with the run settings that it carries unless they are overridden here.
 
@@ -139,6 +141,7 @@ def load(
     at every load; 'none' only sees that the files are there.
     expect: the content digest that the bundle must have, 'sha256:...'.
     record_placement: keep which nodes run on which provider, for `model.placement()`.
+    profile_to: let onnxruntime time its nodes, into JSON files whose names begin so; `model.end_profiling()` ends it.
 
     Raises BundleError and its leaves, ProviderError, or UserError for a length that the model does not allow.
     """
@@ -150,6 +153,7 @@ def load(
         and provider in (None, "cpu")
         and not provider_options
         and not record_placement
+        and not profile_to
     ):
         early = begin_early(path, threads=threads, level=graph_optimization, allow_spinning=allow_spinning)
     from edgewise.bundle import read_bundle
@@ -173,7 +177,7 @@ def load(
     from edgewise.runtime import many, session
 
     imported = perf_counter_ns()
-    asked = session.SessionOptions(allow_spinning, record_placement)
+    asked = session.SessionOptions(allow_spinning, record_placement, profile_to or "")
     opening, run = _open(bundle, runs, asked, early)
     module, name = CLASSES[bundle.manifest.task]
     kind = getattr(import_module(f"edgewise.runtime.{module}"), name)

@@ -14,6 +14,8 @@ import onnxruntime as ort
 from edgewise.errors import BundleChangedError, BundleError, ProviderError
 
 if TYPE_CHECKING:  # a session is begun before these are imported: see early.py
+    from pathlib import Path
+
     from edgewise.bundle import Bundle, GraphInfo
     from edgewise.types import GraphLevel, Provider, RunSettings
 
@@ -56,6 +58,8 @@ class SessionOptions(NamedTuple):
     """Threads wait for the next operator by spinning: faster, at the cost of the cores' other work."""
     record_placement: bool = False
     """Keep which nodes run on which provider."""
+    profile_to: str = ""
+    """onnxruntime's profile is written to files whose names begin so; '' for none."""
 
 
 class Settings(NamedTuple):
@@ -88,14 +92,7 @@ def open_sessions(
     Raises ProviderError when the provider is not there, does not start, or takes no node of any graph;
     BundleError when a graph cannot be read or differs from the manifest.
     """
-    name = PROVIDER_NAMES[run.provider]
-    available = ort.get_available_providers()
-    if name not in available:
-        here = [short for short, full in PROVIDER_NAMES.items() if full in available]
-        raise ProviderError(
-            f"provider {run.provider!r} is not in this onnxruntime {ort.__version__}, which has {', '.join(here)}: "
-            f"take one of these, or an interpreter with a build of onnxruntime that has it"
-        )
+    name = _name_of(run.provider)
     # On another provider than the CPU, nodes that it cannot take fall to the CPU; only the placement tells.
     check_placement = run.provider != "cpu"
     settings = Settings(
@@ -110,18 +107,53 @@ def open_sessions(
         file = str(bundle.path / graph.file)
         ready = [m.session for m in made if (m.file, m.settings) == (graph.file, settings)]
         session = ready[0] if ready else _create(file, settings, run.provider)
-        if session.get_providers()[0] != name:
-            raise ProviderError(
-                f"provider {run.provider!r} did not start; onnxruntime would run {bundle.path} on "
-                f"{session.get_providers()[0]}: check the driver, or take another provider"
-            )
+        _check_started(session, name, run.provider, bundle.path)
         _check_form(bundle, graph, session)
         opened.append(session)
-    if check_placement and not any(placement(session).get(name) for session in opened):
-        raise ProviderError(
-            f"provider {run.provider!r} takes no node of {bundle.path}: take another provider or recipe"
-        )
+    if check_placement:
+        _check_taken(opened, name, run.provider, bundle.path)
     return tuple(opened)
+
+
+def open_graph(file: Path, run: RunSettings, options: SessionOptions) -> ort.InferenceSession:
+    """A session on any ONNX file, with the provider, threads and level of these run settings.
+
+    Raises ProviderError as `open_sessions`, BundleError for a file that cannot be read.
+    """
+    name, elsewhere = _name_of(run.provider), run.provider != "cpu"
+    asked = options._replace(record_placement=options.record_placement or elsewhere)
+    settings = Settings(name, dict(run.provider_options), run.threads, run.graph_optimization, asked)
+    session = _create(str(file), settings, run.provider)
+    _check_started(session, name, run.provider, file)
+    if elsewhere:
+        _check_taken([session], name, run.provider, file)
+    return session
+
+
+def _name_of(provider: Provider) -> str:
+    """onnxruntime's name of a provider that this build has, or ProviderError."""
+    name, available = PROVIDER_NAMES[provider], ort.get_available_providers()
+    if name not in available:
+        here = [short for short, full in PROVIDER_NAMES.items() if full in available]
+        raise ProviderError(
+            f"provider {provider!r} is not in this onnxruntime {ort.__version__}, which has {', '.join(here)}: "
+            f"take one of these, or an interpreter with a build of onnxruntime that has it"
+        )
+    return name
+
+
+def _check_started(session: ort.InferenceSession, name: str, provider: Provider, what: Path) -> None:
+    if session.get_providers()[0] != name:
+        raise ProviderError(
+            f"provider {provider!r} did not start; onnxruntime would run {what} on "
+            f"{session.get_providers()[0]}: check the driver, or take another provider"
+        )
+
+
+def _check_taken(sessions: Sequence[ort.InferenceSession], name: str, provider: Provider, what: Path) -> None:
+    placed = [placement(session) for session in sessions]
+    if any(placed) and not any(p.get(name) for p in placed):  # WebGPU of onnxruntime 1.27 tells of no node at times
+        raise ProviderError(f"provider {provider!r} takes no node of {what}: take another provider or recipe")
 
 
 def level_told(asked: GraphLevel, *, offline: bool) -> GraphLevel:
@@ -141,6 +173,9 @@ def create(file: str, settings: Settings) -> ort.InferenceSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if settings.options.record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if settings.options.profile_to:
+        options.enable_profiling = True
+        options.profile_file_prefix = settings.options.profile_to
     # Named alone it would run what it can and leave the rest nowhere: every provider needs the CPU behind it.
     wanted: list[Any] = [(settings.provider, dict(settings.provider_options))]
     if settings.provider != PROVIDER_NAMES["cpu"]:

@@ -13,7 +13,16 @@ from edgewise.bundle import Golden
 from edgewise.errors import BundleError, InputError
 from edgewise.runtime.base import Model, Opened, is_iterator
 from edgewise.runtime.cache import BRANCH, CrossCache, Decoder
-from edgewise.runtime.decode import Generation, Row, decode, generator_of, shown
+from edgewise.runtime.decode import (
+    Generation,
+    Row,
+    TokenStream,
+    decode,
+    generator_of,
+    shown,
+    without_end,
+    written_one_by_one,
+)
 from edgewise.runtime.generation import GOLDEN_TOKENS
 from edgewise.runtime.generation_options import GenerateOptions, Options, read_options, with_given
 from edgewise.runtime.text import TextEncoder, text_of
@@ -91,6 +100,20 @@ class TextToText(Model):
         self.session()
         return self._pieces(self._encode([text], chosen), chosen)
 
+    def token_stream(self, text: str, *, ignore_eos: bool = False, **options: Unpack[GenerateOptions]) -> TokenStream:
+        """The ids of the tokens that are written, each as it comes: for who shows or times them.
+
+        ignore_eos: write as many tokens as the options allow, whatever the model would end with. options: as of a call,
+        but one beam alone, and `stop` says nothing here.
+        """
+        chosen = with_given(self._options, options)
+        if chosen.num_beams > 1:
+            raise InputError(f"num_beams is {chosen.num_beams}, and a stream is of one text: set num_beams=1")
+        self.session()
+        (encoding,) = encodings = self._encode([text], chosen)
+        tokens = self._tokens(encodings, without_end(chosen, ignore_eos))
+        return TokenStream(len(encoding), bool(encoding.overflowing), tokens)
+
     def token_ids(self, item: str) -> list[int]:
         """Token ids of one text, special tokens included, cut to the length of the run settings."""
         ids: list[int] = self._encode([item], self._options)[0].ids
@@ -127,6 +150,11 @@ class TextToText(Model):
         row = self._row(options, 0, stream=True)
         cache, scores = self._start(encodings)
         yield from shown(cache, scores, row, options)
+
+    def _tokens(self, encodings: Sequence[Encoding], options: Options) -> Iterator[int]:
+        row = Row.of([self._first], self._room(options), generator_of(options, 0), None)
+        cache, scores = self._start(encodings)
+        return written_one_by_one(cache, scores, row, options)
 
     def _write(self, batch: Sequence[tuple[int, Any]], options: Options) -> list[Generation]:
         encodings = self._encode([item for _, item in batch], options)

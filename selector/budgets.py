@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 
 from edgewise.selector.words import finite, gap, limit_text, percent, point
+from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Entry, Metric, Verdict
-from edgewise.units import METRICS, RELATIVE, show
+from edgewise.units import METRICS, RELATIVE
 
-ROW_METRICS = ("accuracy", "f1", "accuracy_drop", "changed_answers")
+ROW_METRICS = ("accuracy", "f1", "accuracy_drop", "changed_answers", "agreement")
 """Metrics that are counted over rows: more rows make their interval narrower, and two entries can be compared row by
 row."""
 
@@ -42,10 +43,11 @@ def check_budget(entry: Entry, budget: Budget, confidence: float) -> BudgetCheck
 
 
 def metric_of(entry: Entry, name: str, reference: str | None = None) -> Metric | None:
-    """An entry's metric. What is measured against a reference recipe is 0 for that recipe, by definition."""
+    """An entry's metric. What compares with a reference recipe is 0 for that one by definition, agreement 1."""
     metric = entry.metrics.get(name)
     if name in RELATIVE and entry.recipe == (reference or "fp32") and point(metric) is None and entry.status == "ok":
-        return Metric(name, METRICS[name].unit, 0.0, method="the reference itself")
+        own = 1.0 if METRICS[name].better == "higher" else 0.0
+        return Metric(name, METRICS[name].unit, own, method="the reference itself")
     return metric
 
 

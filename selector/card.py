@@ -12,8 +12,9 @@ from edgewise.selector.markdown import budget_table, escape, fence, table
 from edgewise.selector.report_data import confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import percent
+from edgewise.showing import show
 from edgewise.types import Selection
-from edgewise.units import METRICS, show
+from edgewise.units import METRICS
 
 
 def model_card(

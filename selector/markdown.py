@@ -11,8 +11,9 @@ from edgewise.selector import views
 from edgewise.selector.budgets import metric_of
 from edgewise.selector.report_data import ReportData, confirm_words, confirmation
 from edgewise.selector.words import bundle_name, gap, limit_text, percent
+from edgewise.showing import show
 from edgewise.types import BudgetCheck, Entry, Selection, Verdict
-from edgewise.units import METRICS, show
+from edgewise.units import METRICS
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$])")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import metric_of, relative_room
 from edgewise.selector.words import budget_text, gap, label, limit_text, listed, percent, plural, point
+from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Metric, Verdict
-from edgewise.units import METRICS, show
+from edgewise.units import METRICS
 
 if TYPE_CHECKING:
     from edgewise.selector.contest import Contest, Stage

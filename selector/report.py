@@ -20,8 +20,9 @@ from edgewise.selector import views
 from edgewise.selector.measured import measurement_rows
 from edgewise.selector.report_data import ReportData
 from edgewise.selector.words import bundle_name, finite, label, limit_text
+from edgewise.showing import show
 from edgewise.types import Selection
-from edgewise.units import METRICS, show
+from edgewise.units import METRICS
 
 SAMPLES_EACH = 150
 SAMPLES_ALL = 20_000

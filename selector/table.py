@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from edgewise.selector.budgets import metric_of
 from edgewise.selector.words import bundle_name, gap, limit_text, point
+from edgewise.showing import show
 from edgewise.types import Entry, Selection, Verdict
-from edgewise.units import show
 
 WIDTH = 80
 

@@ -11,8 +11,9 @@ from edgewise.selector.budgets import binding, metric_of, relative_room
 from edgewise.selector.report_data import ReportData, confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import bundle_name, gap, label, limit_text, percent, point
+from edgewise.showing import show
 from edgewise.types import BudgetCheck, Entry, Metric, Selection, Verdict
-from edgewise.units import METRICS, RELATIVE, show
+from edgewise.units import METRICS, RELATIVE
 
 ROW_LIMIT = 1200
 """Rows of a table in the page; the store and selection.json hold the rest."""

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 
+from edgewise.showing import show
 from edgewise.types import Budget, Entry, Metric
-from edgewise.units import METRICS, show
+from edgewise.units import METRICS
 
 _OP = re.compile(r"<=|>=")
 

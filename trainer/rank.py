@@ -16,11 +16,11 @@ from edgewise.errors import DataError, EdgewiseError, PlanError
 from edgewise.files import check_writable
 from edgewise.plan import TuneSpec
 from edgewise.progress import Progress
+from edgewise.showing import show
 from edgewise.trainer.features import Features, pooled_features
 from edgewise.trainer.halving import Entrant, Runner, Trial, halve
 from edgewise.trainer.scores import FOLDS, h_score, linear_probe, logme
 from edgewise.types import Task
-from edgewise.units import show
 
 SCORES = ("logme", "h_score", "probe")
 RANKED_TASKS: tuple[Task, ...] = ("text-classification", "image-classification")

@@ -82,6 +82,13 @@ def test_example_plan_is_valid() -> None:
     assert {t.run.max_length for t in plan.targets} >= {32, 64}
 
 
+def test_a_device_may_be_held_to_less(folder: Path) -> None:
+    plan = read(folder, changed("    run: {", "    memory: 512 MB\n    cores: [1, 0]\n    run: {"))
+    assert (plan.devices[0].memory, plan.devices[0].cores) == (512_000_000, (0, 1))
+    free = read(folder, GOOD).devices[0]
+    assert (free.memory, free.cores) == (None, None)
+
+
 def test_seeds_are_candidates_of_their_own(folder: Path) -> None:
     plan = read(folder, changed("epochs: 1,", "epochs: 1, seeds: [3, 1, 2],"))
     assert [c.name for c in plan.candidates] == ["l6-s3", "l6-s1", "l6-s2", "l3", "theirs"]
@@ -130,6 +137,8 @@ BAD = {
     "unknown provider": ("[cpu]", "[cpuu]", "cpuu", ["devices[0].run.provider[0]", "'cpuu'", "'cpu'"]),
     "threads twice": ("threads: [1, 2]", "threads: [1, 1]", "threads", ["devices[0].run.threads[1]", "twice"]),
     "no threads": ("threads: [1, 2]", "threads: [0]", "threads", ["devices[0].run.threads[0]", "0"]),
+    "memory without a unit": ("    run: {", "    memory: 512\n    run: {", "memory", ["devices[0].memory", "'512'"]),
+    "core twice": ("    run: {", "    cores: [1, 1]\n    run: {", "cores", ["devices[0].cores", "[1, 1]", "each once"]),
     "unknown strategy": ("strategy: full", "strategy: ful", "ful,", ["'ful'", "'full'"]),
     "tune that is a word": (
         "{strategy: full, epochs: 1, learning_rate: 8e-5}",

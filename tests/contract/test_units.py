@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.errors import PlanError
-from edgewise.units import METRICS, PERCENTILES, UNITS, check_metric, parse_budget, parse_limit, show
+from edgewise.showing import show
+from edgewise.units import METRICS, PERCENTILES, UNITS, check_metric, parse_budget, parse_limit
 
 
 @pytest.mark.parametrize(

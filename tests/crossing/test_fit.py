@@ -134,6 +134,7 @@ def test_select_and_report_work_on_the_store_alone(finished: Path) -> None:
         assert (finished / name).stat().st_size > 500
 
 
+@pytest.mark.slow
 def test_nothing_feasible_is_exit_code_3_and_no_bundle_is_called_chosen(data, tuned, tmp_path) -> None:
     plan = write_plan(tmp_path, data, tuned, '{p50: "<= 1 us", size: "<= 20 MB"}')
     done = run_cli("fit", str(plan), "--out", "run", "--keep", cwd=tmp_path)
@@ -193,6 +194,7 @@ def test_two_fits_cannot_write_to_one_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_model_with_other_labels_is_a_failure_with_its_reason(data, tuned, tmp_path) -> None:
     other = Path(shutil.copytree(tuned, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())

@@ -128,7 +128,8 @@ def test_all_recipes_of_a_task(name: str, checkpoint, task_rows, tmp_path: Path)
 FEW = ["fp32", "fp16", "int8-weights", "int4-weights", "int8-dynamic+vocabulary=task"]
 
 
-@pytest.mark.parametrize("recipes", [FEW, pytest.param(["all"], marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipes", [FEW, ["all"]], ids=["few", "all"])
 def test_recipes_of_a_real_classifier(tuned: Path, review_splits, tmp_path: Path, recipes: list[str]) -> None:
     train, val = review_splits.train[:400], review_splits.val[:100]
     bundles = made(export(tuned, recipes, out=tmp_path, calibration=train, validation=val))

@@ -225,7 +225,10 @@ def _scores(base: Base, folder: Path, rows: Sequence[Row]) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "number" else n for n in GIVEN])
+SLOW = ("number", "tags")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in GIVEN])
 def test_finds_what_int8_cannot_hold(bases: Callable[[str], Validation], name: str, tmp_path: Path) -> None:
     given, validation = GIVEN[name], bases(name)
     base, rows = validation.base, validation.rows

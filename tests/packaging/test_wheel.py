@@ -117,7 +117,7 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
 
 def test_wheel_is_small(wheel: Path) -> None:
     size = wheel.stat().st_size
-    assert size <= 600_000, f"the whole wheel has {size} bytes"
+    assert size <= 700_000, f"the whole wheel has {size} bytes"
 
 
 @pytest.fixture(scope="session")

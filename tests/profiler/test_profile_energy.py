@@ -11,8 +11,9 @@ from edgewise.data import Row
 from edgewise.profiler.energy import EnergyMark, energy_since, mark_energy
 from edgewise.profiler.plumbing import job_inputs
 from edgewise.profiler.transport import run_job
+from edgewise.showing import show
 from edgewise.types import Device, RunSettings, to_dict
-from edgewise.units import parse_budget, show
+from edgewise.units import parse_budget
 
 
 def _write(root: Path, files: dict[str, str]) -> None:

@@ -72,6 +72,10 @@ def test_every_metric_of_latency_is_there_with_bounds_or_a_reason(
             if m.kind == "unavailable":
                 assert m.value is None
                 assert m.why if m.name == "energy" else "more calls" in m.why
+            elif m.name == "roofline":
+                assert m.kind == "estimated"
+                assert m.value is not None
+                assert 0 < m.value < 1
             elif m.name == "size":
                 assert m.value == read_bundle(bundles[measurement.recipe]).manifest.size
             else:
@@ -192,6 +196,29 @@ def test_a_drop_is_paired_with_the_reference_at_the_same_length(
         assert itself is not None
         assert (itself.value, itself.method) == (0.0, "the reference itself")
     assert [m.id for m in measure_accuracy(subjects, [AT_16, AT_32], rows, store=store)] == [m.id for m in found]
+
+
+def test_without_labels_the_answers_are_compared(
+    subjects: list[Subject], review_rows: tuple[Row, ...], store: Store
+) -> None:
+    rows = [replace(row, label=None) for row in review_rows[:120]]
+    found = measure_accuracy(subjects, [AT_32], rows, store=store)
+    base, ours = (m for m in found if m.scenario == "accuracy")
+    assert base.metrics == ours.metrics == ()
+    pairs = list(zip(store.outcomes(base.id or 0), store.outcomes(ours.id or 0), strict=True))
+    same = float(np.mean([a.answer == b.answer for a, b in pairs]))
+    itself, compared = ({x.name: x for x in m.metrics} for m in found if m.scenario == "comparison")
+    assert compared["agreement"].value == pytest.approx(same)
+    assert compared["changed_answers"].value == pytest.approx(1 - same)
+    assert compared["agreement"].low is not None
+    assert compared["agreement"].low < same
+    assert itself["agreement"].value == 1.0
+    assert compared["accuracy_drop"].value is None
+    assert compared["accuracy_drop"].why == "the rows have no labels"
+    # The one call does the same where the reference is among the bundles, and times alone where it is not.
+    whole = profile(subjects, [AT_32], rows[:20], store=store, spec=SHORT)
+    assert {m.scenario for m in whole} == {"accuracy", "comparison", "single-stream"}
+    assert {m.scenario for m in profile(subjects[1:], [AT_32], rows[:20], store=store, spec=SHORT)} == {"single-stream"}
 
 
 def test_without_a_reference_the_drop_is_unavailable_and_says_why(

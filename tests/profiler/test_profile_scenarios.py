@@ -20,8 +20,8 @@ from edgewise.errors import EdgewiseError, PlanError
 from edgewise.plan import read_plan
 from edgewise.profiler import Store, Subject, entries, measure_latency
 from edgewise.profiler.measure import Rounds
-from edgewise.profiler.queries import ask, inputs_a_query
-from edgewise.profiler.rounds import MODES
+from edgewise.profiler.queries import ask, ask_tokens, inputs_a_query
+from edgewise.profiler.rounds import MODES, token_times
 from edgewise.runtime import load
 from edgewise.types import RunSettings, Target
 from edgewise.units import METRICS
@@ -245,3 +245,44 @@ def test_a_plan_names_scenarios(tmp_path: Path) -> None:
     plan.write_text(text + "\nprofile:\n  scenarios: [server]\n", encoding="utf-8")
     with pytest.raises(PlanError, match=r"plan\.yaml:\d+: profile\.scenarios.*scenario server needs rate"):
         read_plan(plan)
+
+
+def test_of_a_text_that_is_written_each_token_is_timed() -> None:
+    class Stream:
+        n_tokens, truncated = 7, False
+
+        def __iter__(self) -> Any:
+            for wait in (0.02, 0.005, 0.005):
+                time.sleep(wait)
+                yield 1
+
+    asked: list[str] = []
+
+    def write(text: str) -> Stream:
+        asked.append(text)
+        time.sleep(0.01)  # as reading the input takes
+        return Stream()
+
+    found = ask_tokens(write, [["a"], ["b"]], 0.0, 3)
+    assert asked == ["a", "b", "a"]
+    assert found["inputs"] == [0, 1, 0]
+    assert found["written"] == [3, 3, 3]
+    assert found["tokens"] == [7, 7, 7]
+    assert min(found["first_ns"]) >= 30e6
+    assert all(whole - first >= 10e6 for whole, first in zip(found["ns"], found["first_ns"], strict=True))
+
+
+def test_the_time_of_a_token_leaves_the_first_one_out() -> None:
+    (first, seconds), (later, each) = token_times([[5_000_000_000, 1_000_000_000]], [[1_000_000_000] * 2], [[5, 1]])
+    assert (first, seconds[0].tolist()) == ("ttft", [1.0, 1.0])
+    assert (later, each[0].tolist()) == ("tpot", [1.0])  # four tokens in four seconds; one token alone has none after
+
+
+def test_generation_is_for_what_writes(int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PlanError, match="new_tokens is 1"):
+        Arrival("generation", new_tokens=1)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a fine film"}\n', encoding="utf-8")
+    command = ["profile", str(int8_bundle), "--data", str(rows), "--scenario", "generation"]
+    assert main([*command, "--store", str(tmp_path / "m.sqlite")]) == 2
+    assert "for bundles that write" in capsys.readouterr().err

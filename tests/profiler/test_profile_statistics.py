@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from edgewise.errors import EdgewiseError
+from edgewise.profiler.results import Calls, WorkerResult
+from edgewise.profiler.rounds import Rounds, Series
 from edgewise.profiler.statistics import (
     SAMPLE_NEEDED,
     mean_bounds,
@@ -18,6 +22,7 @@ from edgewise.profiler.statistics import (
     student_cdf,
     student_quantile,
 )
+from edgewise.types import Device, Target
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 200])
@@ -110,6 +115,38 @@ def test_each_one_sided_bound_covers_at_its_rate(
     # Three standard errors of a share of 250 runs are 0.04.
     assert low / runs >= level - 0.045
     assert high / runs >= level - 0.045
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "spikes"),
+    [
+        (0.03, 0.1, 0.0),
+        pytest.param(0.06, 0.1, 0.0, marks=pytest.mark.slow),
+        pytest.param(0.04, 0.1, 0.07, marks=pytest.mark.slow),
+    ],
+)
+def test_bounds_cover_with_our_own_stopping_rule(between: float, within: float, spikes: float) -> None:
+    """To look after each round and stop when the interval is narrow makes intervals too narrow, if anything does:
+    it must not make them cover less than they say."""
+    rule, q, runs, level = Rounds(percentile="p95", width=0.05, min_rounds=5, max_rounds=10), 0.95, 200, 0.95
+    truth = _truth(between, within, spikes, q)
+    low = high = early = 0
+    for seed in range(runs):
+        series = Series(cast(Any, None), Target(), Device(), cast(Any, None), Path(), {})
+        for number, times in enumerate(_runs(between, within, rule.max_rounds, 60, spikes, seed)):
+            if number >= rule.min_rounds and series.enough(rule, level):
+                early += 1
+                break
+            ns = tuple(int(1e7 * t) for t in times)
+            series.rounds[number] = WorkerResult(number, {}, calls=Calls(ns, ns, ns, ns))
+        bounds = percentile_bounds(series.seconds(), q, level)
+        assert bounds.low is not None
+        assert bounds.high is not None
+        low += bounds.low <= truth / 100
+        high += truth / 100 <= bounds.high
+    assert 0 < early < runs  # both ways to end came up
+    assert low / runs >= level - 0.05
+    assert high / runs >= level - 0.05
 
 
 def test_bounds_are_not_so_wide_that_they_say_nothing() -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import edgewise
 from edgewise.assets import asset_path, cache_folder
+from edgewise.cli import main
 from edgewise.data import load_splits
 from edgewise.errors import BundleError, EdgewiseError, InputError
 from edgewise.exporter import export
@@ -241,6 +242,25 @@ def test_a_stream_gives_the_text_in_pieces(model, sentences) -> None:
         model.stream("x", top_p=2)  # said at once, not at the first piece
 
 
+def test_a_stream_of_tokens_is_that_of_the_answer(model, sentences) -> None:
+    ended = 0
+    for prompt in sentences[1][:30]:
+        (whole,) = model.predict([prompt], max_new_tokens=24)
+        stream = model.token_stream(prompt, max_new_tokens=24)
+        assert tuple(stream) == whole.token_ids
+        assert (stream.n_tokens, stream.truncated) == (whole.n_tokens, False)
+        more = tuple(model.token_stream(prompt, ignore_eos=True, max_new_tokens=24))
+        assert len(more) == 24
+        assert more[: len(whole.token_ids)] == whole.token_ids
+        ended += whole.finish == "eos"
+    assert ended  # or nothing was ignored
+    long = model.token_stream("word " * 300, ignore_eos=True, max_new_tokens=4)
+    assert long.truncated
+    assert len(list(long)) == 4
+    with pytest.raises(InputError, match="top_p"):
+        model.token_stream("x", top_p=2)
+
+
 def test_a_stop_string_ends_the_text_before_it(model, sentences) -> None:
     for prompt in sentences[1][:30]:
         (whole,) = model.predict([prompt], max_new_tokens=16)
@@ -439,3 +459,35 @@ def test_smollm2_writes_what_pytorch_writes(tmp_path: Path, sentences) -> None:
     with edgewise.load(made.bundle.path, threads=2) as model:
         assert [list(g.token_ids) for g in model.predict(prompts, max_new_tokens=8)] == wanted
         assert model(chat, max_new_tokens=8) == other(chat, max_new_tokens=8)
+
+
+def test_a_profile_times_its_tokens(portable: Path, sentences, tmp_path: Path) -> None:
+    from edgewise.profiler import Store, entries
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in sentences[1][:20]), encoding="utf-8")
+    store = tmp_path / "m.sqlite"
+    command = [
+        "profile",
+        str(portable),
+        "--data",
+        str(rows),
+        "--store",
+        str(store),
+        "--mode",
+        "quick",
+        "--seconds",
+        "0.05",
+    ]
+    assert main([*command, "--new-tokens", "6"]) == 0
+    with Store(store) as opened:
+        (found,) = opened.measurements()
+        (entry,) = entries(opened)
+        samples = opened.samples(found.id or 0)
+    assert found.scenario == "generation"
+    assert all(set(r["written"]) == {6} for r in found.conditions["generation"])
+    values = {n: m.value for n, m in entry.metrics.items() if m.value is not None}
+    assert min(values[n] for n in ("ttft_p50", "tpot_p50", "token_throughput", "startup", "peak_rss", "size")) > 0
+    means = [sum(s.ns) / len(s.ns) / 1e9 for s in samples]
+    assert values["ttft_mean"] + 5 * values["tpot_mean"] == pytest.approx(sum(means) / len(means), rel=1e-6)
+    assert values["token_throughput"] <= 6 / min(means)

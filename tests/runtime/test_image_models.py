@@ -435,3 +435,23 @@ def against_transformers(bundle: Path, images: list[PIL.Image.Image]) -> None:
 @pytest.mark.slow
 def test_vit_small_on_50_images(small_bundle: Path, files: list[str]) -> None:
     against_transformers(small_bundle, [PIL.Image.open(f) for f in files[:50]])
+
+
+def test_a_profile_measures_images(vit_bundle: Path, clothes: Splits, tmp_path: Path) -> None:
+    from edgewise.profiler import Store, profile
+    from edgewise.profiler.rounds import MODES
+    from edgewise.types import Target
+
+    rows = clothes.val[:60]
+    with Store(tmp_path / "m.sqlite") as store:
+        found = {m.scenario: m for m in profile([vit_bundle], [Target()], rows, store=store, spec=MODES["quick"])}
+    assert [m.reason for m in found.values()] == [""] * 3
+    p50 = found["single-stream"].metric("p50")
+    assert p50 is not None
+    assert p50.value is not None
+    assert p50.value > 0
+    accuracy = found["accuracy"].metric("accuracy")
+    with edgewise.load(vit_bundle) as model:
+        right = sum(a.label == row.label for a, row in zip(model.predict([r.image for r in rows]), rows, strict=True))
+    assert accuracy is not None
+    assert accuracy.value == pytest.approx(right / len(rows))

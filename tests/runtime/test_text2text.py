@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import edgewise
 from edgewise.assets import cache_folder
+from edgewise.cli import main
 from edgewise.data import load_splits
 from edgewise.errors import BundleError, EdgewiseError, InputError
 from edgewise.exporter import export
@@ -196,6 +197,19 @@ def test_a_stream_gives_the_text_in_pieces(model, words) -> None:
         assert cut.finish == "stop"
 
 
+def test_a_stream_of_tokens_is_that_of_the_answer(model, words) -> None:
+    for word in words[1][:20]:
+        (whole,) = model.predict([word], num_beams=1, max_new_tokens=12)
+        stream = model.token_stream(word, num_beams=1, max_new_tokens=12)
+        assert tuple(stream) == whole.token_ids
+        assert stream.n_tokens == whole.n_tokens
+        more = tuple(model.token_stream(word, ignore_eos=True, num_beams=1, max_new_tokens=12))
+        assert len(more) == 12
+        assert more[: len(whole.token_ids)] == whole.token_ids
+    with pytest.raises(InputError, match="num_beams"):
+        model.token_stream("x", num_beams=2)
+
+
 def test_drawing_depends_on_the_seed_alone(model, bundle, words) -> None:
     texts, options = words[1][:24], {"do_sample": True, "max_new_tokens": 8, "temperature": 2.0}
     found = model.predict(texts, seed=1, **options)
@@ -279,3 +293,35 @@ def test_a_bundle_without_a_start_or_a_cache_is_refused(bundle: Path, tmp_path: 
     (copy / "edgewise.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match="expected an encoder and a merged decoder"):
         edgewise.load(copy, verify="none")
+
+
+def test_a_profile_times_its_tokens(bundle: Path, words, tmp_path: Path) -> None:
+    from edgewise.profiler import Store, entries
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in words[1][:20]), encoding="utf-8")
+    store = tmp_path / "m.sqlite"
+    command = [
+        "profile",
+        str(bundle),
+        "--data",
+        str(rows),
+        "--store",
+        str(store),
+        "--mode",
+        "quick",
+        "--seconds",
+        "0.05",
+    ]
+    assert main([*command, "--new-tokens", "6"]) == 0
+    with Store(store) as opened:
+        (found,) = opened.measurements()
+        (entry,) = entries(opened)
+        samples = opened.samples(found.id or 0)
+    assert found.scenario == "generation"
+    assert all(set(r["written"]) == {6} for r in found.conditions["generation"])
+    values = {n: m.value for n, m in entry.metrics.items() if m.value is not None}
+    assert min(values[n] for n in ("ttft_p50", "tpot_p50", "token_throughput", "startup", "peak_rss", "size")) > 0
+    means = [sum(s.ns) / len(s.ns) / 1e9 for s in samples]
+    assert values["ttft_mean"] + 5 * values["tpot_mean"] == pytest.approx(sum(means) / len(means), rel=1e-6)
+    assert values["token_throughput"] <= 6 / min(means)

@@ -1,0 +1,109 @@
+"""What `edgewise profile` measures, with which inputs, and how they come: from its options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.arrival import Arrival
+from edgewise.bundle import Bundle, read_bundle
+from edgewise.data import Row, load_rows
+from edgewise.errors import DataError, PlanError
+from edgewise.types import IMAGE_TASKS, WRITING_TASKS, Task
+from edgewise.units import parse_quantity
+
+if TYPE_CHECKING:
+    from edgewise.profiler import Subject
+    from edgewise.profiler.graphs import GraphFile
+
+_MADE_UP = Row(text="numbers made up for the graph's inputs")
+
+
+def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row, ...], Task | None]:
+    """(subjects, their inputs, the task of bundles; None for ONNX files, whose inputs are made up).
+
+    Raises BundleError, DataError, PlanError for options that do not go together.
+    """
+    from edgewise.profiler import Subject
+
+    graphs = [path for path in args.bundle if Path(path).suffix == ".onnx"]
+    if graphs and len(graphs) < len(args.bundle):
+        raise PlanError(f"{graphs[0]} is an ONNX file and others are bundles: profile one kind at a time")
+    if graphs:
+        return _graphs(args, graphs), (_MADE_UP,), None
+    if args.shape:
+        raise PlanError(f"--shape {args.shape[0]}: a bundle is fed with the rows of --data; shapes are for ONNX files")
+    if args.data is None:
+        raise PlanError("--data is missing: bundles are measured on real rows, such as --data reviews.csv")
+    bundles = [read_bundle(path) for path in args.bundle]
+    subjects = [
+        Subject(b.manifest.source.get("candidate", b.path.name), b.manifest.source.get("recipe", b.path.name), b)
+        for b in bundles
+    ]
+    return subjects, _rows(args, bundles), _task(bundles)
+
+
+def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
+    from edgewise.profiler import Subject
+    from edgewise.profiler.graphs import parse_shapes, read_graph
+
+    for option in ("data", "label", "text_pair", "max_length"):
+        if getattr(args, option) is not None:
+            raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
+    shapes = parse_shapes(args.shape)
+    graphs = [read_graph(path, shapes) for path in paths]
+    for graph in graphs:
+        for line in _fed(graph):
+            print(line)
+    return [Subject(graph.path.stem, graph.form, graph) for graph in graphs]
+
+
+def _fed(graph: GraphFile) -> list[str]:
+    """How a graph is fed, for people; what nobody said is said."""
+    lines = [f"{graph.path.name} is fed with made-up numbers:"]
+    lines += [f"  {i.name:<30} {i.dtype:<8} {i.size}" for i in graph.inputs]
+    assumed = dict.fromkeys(a for i in graph.inputs for a in i.assumed)
+    if assumed:
+        lines.append(f"  assumed: {', '.join(assumed)}; --shape INPUT=1x64 says otherwise")
+    return lines
+
+
+def arrivals_asked(args: argparse.Namespace, task: Task | None) -> tuple[Arrival, ...]:
+    """The scenarios; that of the task unless one is named. Raises PlanError."""
+    names: list[Any] = (args.scenario or ("generation" if task in WRITING_TASKS else "single-stream")).split(",")
+    if "generation" in names and task not in WRITING_TASKS:
+        what = task or "an ONNX file"
+        raise PlanError(f"--scenario generation is for bundles that write ({', '.join(WRITING_TASKS)}), not for {what}")
+    if len(set(names)) < len(names):
+        raise PlanError(f"--scenario {args.scenario!r} names one twice")
+    rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
+    every = None if args.every is None else parse_quantity("--every", args.every, "s")
+    return tuple(Arrival(name, args.streams, rate, every, args.minutes, args.new_tokens) for name in names)
+
+
+def _task(bundles: Sequence[Bundle]) -> Task:
+    """What the bundles are for, which says how the rows are read. Raises PlanError where it is not one thing."""
+    tasks = list(dict.fromkeys(b.manifest.task for b in bundles))
+    if len(tasks) > 1:
+        raise PlanError(f"the bundles are for {' and '.join(tasks)}: profile those of one task at a time")
+    return tasks[0]
+
+
+def _rows(args: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[Row, ...]:
+    task = _task(bundles)
+    kinds = {b.manifest.problem_type for b in bundles}
+    one_label = task in ("text-classification", "image-classification") and kinds <= {"single_label_classification"}
+    if args.label is not None and not one_label:
+        raise PlanError(
+            f"--label {args.label!r}: accuracy is measured for one label an input, and these bundles are for "
+            f"{task}{''.join(f', {k}' for k in sorted(filter(None, kinds)))}: leave it out to measure all but accuracy"
+        )
+    read_as: Task = "image-classification" if task in IMAGE_TASKS else "text-classification"
+    rows = load_rows(
+        args.data, task=read_as, text=args.text, text_pair=args.text_pair, label=args.label, image=args.image
+    )[: args.rows]
+    if not rows:
+        raise DataError(f"{args.data} has no rows")
+    return rows

@@ -1,0 +1,32 @@
+"""Values for people, in the unit that reads best. Standard library only: a device has it too."""
+
+from __future__ import annotations
+
+import math
+
+_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "J": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
+}
+
+
+def show(value: float | None, unit: str) -> str:
+    """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.4%', '0.35 points'."""
+    if value is None:
+        return "-"
+    if scales := _SCALES.get(unit):
+        factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
+        return f"{_digits(value / factor)} {name}"
+    if unit == "1":
+        return f"{100 * value:.2f}%"
+    if unit == "points":
+        return f"{value:.2f} points"
+    return f"{_digits(value)} {unit.replace('1/s', '/s').replace('number', '')}".strip()
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

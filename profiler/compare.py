@@ -1,0 +1,351 @@
+"""Two runs side by side: the ratio of each number with its interval, and 'no difference shown' where none is.
+
+A process is what repeats independently, so each process gives one number (its own percentile, its mean), and Welch's
+t-test compares the two sets of their logarithms: the ratio of geometric means (Kalibera and Jones, Rigorous
+Benchmarking in Reasonable Time, ISMM 2013, have processes as the level of repetition too). All intervals of one
+comparison hold together at the level asked for (Bonferroni), so that a job that compares the same thing with itself
+is told of a difference no oftener than that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from edgewise.errors import EdgewiseError, StoreError
+from edgewise.paired import check_level, paired_drop
+from edgewise.profiler.rounds import token_times
+from edgewise.profiler.statistics import process_quantile, student_quantile
+from edgewise.profiler.store import Store
+from edgewise.types import Measurement, Metric
+from edgewise.units import METRICS, PERCENTILES
+
+Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
+
+COMPARED = (
+    "p50", "p95", "p99", "multistream_p95", "server_p95", "paced_p95", "offline_throughput", "sustained_throughput",
+    "ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "token_throughput",
+    "startup", "peak_rss", "size", "energy", "accuracy",
+)  # fmt: skip
+"""The metrics that are compared unless others are named, where both runs have them."""
+_MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit")
+_TIMED = ("s", "1/s", "J")
+"""Units of what a busy or slower machine changes."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one bundle on one target in one scenario, in two runs."""
+
+    subject: str
+    """'l6/int8-dynamic on here: cpu, 1 thread, single-stream'."""
+    metric: str
+    unit: str
+    """Canonical, of a and b."""
+    a: float | None
+    b: float | None
+    verdict: Verdict
+    change: float | None = None
+    """b / a; of accuracy b - a in percentage points."""
+    low: float | None = None
+    high: float | None = None
+    """The two-sided interval of the change at `level`."""
+    level: float | None = None
+    why: str = ""
+    """Why it is not comparable, or what else the numbers depend on."""
+
+    @property
+    def regression(self) -> bool:
+        """What a job should stop at: shown to be worse, or failed or missing in the second run alone."""
+        return self.verdict == "worse" or (self.verdict == "not comparable" and self.b is None and self.a is not None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All differences of two runs, and how their machines differ."""
+
+    differences: tuple[Difference, ...]
+    machines: tuple[str, ...]
+    """'versions.onnxruntime: 1.31.0, then 1.32.0'; empty when the fingerprints are the same."""
+    notes: tuple[str, ...]
+
+
+def ratio_bounds(a: Sequence[float], b: Sequence[float], level: float) -> tuple[float, float | None, float | None]:
+    """(b / a, low, high): ratio of the geometric means of two sets of positive numbers, one of each process.
+
+    Two-sided at `level`, by Welch's t on the logarithms, its degrees of freedom rounded down. Without bounds where a
+    set has one number alone.
+    """
+    first, second = np.log(np.asarray(a, dtype=np.float64)), np.log(np.asarray(b, dtype=np.float64))
+    centre = float(second.mean() - first.mean())
+    if min(len(first), len(second)) < 2:
+        return math.exp(centre), None, None
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in (first, second)]
+    return _interval(centre, parts, level)
+
+
+def _interval(
+    centre: float, parts: Sequence[tuple[float, int]], level: float
+) -> tuple[float, float | None, float | None]:
+    """exp of Welch's interval. parts: (variance of the mean, degrees of freedom) of each side, of logarithms."""
+    variance = sum(v for v, _ in parts)
+    if variance == 0:
+        return math.exp(centre), math.exp(centre), math.exp(centre)
+    freedom = max(1, math.floor(variance**2 / sum(v**2 / f for v, f in parts)))
+    half = student_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
+    return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
+
+
+def compare_stores(
+    a: Store,
+    b: Store,
+    *,
+    metrics: Sequence[str] = (),
+    confidence: float = 0.95,
+    tolerance: float = 0.0,
+) -> Comparison:
+    """Compare the measurements that two stores have in common, the latest of each.
+
+    metrics: names; those of COMPARED unless given. confidence: of all intervals together. tolerance: a change of so
+    little, as a share (of accuracy: of one, so 0.005 is half a point), is no difference. Raises StoreError when the
+    stores have nothing in common, EdgewiseError for a level or tolerance that cannot be.
+    """
+    check_level(confidence)
+    if not 0 <= tolerance < 1:
+        raise EdgewiseError(f"tolerance is {tolerance}; expected a share of at least 0 and below 1")
+    names = tuple(metrics) or COMPARED
+    left, right = _latest(a), _latest(b)
+    common = [key for key in left if key in right]
+    if not common:
+        raise StoreError(
+            f"{a.path} and {b.path} have no measurement in common: the same candidate, recipe, device, run settings "
+            "and scenario in both"
+        )
+    pairs = [(key, left[key], right[key]) for key in common]
+    counted = sum(1 for _, m, n in pairs for _ in _both(m, n, names)) or 1
+    level = 1 - (1 - confidence) / counted
+    found = [d for key, m, n in pairs for d in _differences(_subject(key), _Pair(a, b, m, n, level, tolerance), names)]
+    found += [_gone(_subject(k), m, names, "not measured in the second run") for k, m in left.items() if k not in right]
+    machines = {text: None for _, m, n in pairs for text in _machines(m, n)}
+    notes = [f"{_subject(k)} is in the second run alone" for k in right if k not in left]
+    return Comparison(tuple(found), tuple(machines), tuple(notes))
+
+
+Key = tuple[str, str, str, str, str]
+
+
+def _latest(store: Store) -> dict[Key, Measurement]:
+    """Of each thing measured the last measurement; later ones take the place of earlier ones."""
+    found: dict[Key, Measurement] = {}
+    for m in store.measurements():
+        if m.target is not None and m.stage in ("profile", "confirm") and m.scenario != "comparison":
+            found[m.candidate, m.recipe, m.target.text(), m.scenario, m.stage] = m
+    return found
+
+
+def _subject(key: Key) -> str:
+    candidate, recipe, target, scenario, stage = key
+    return f"{candidate}/{recipe} on {target}, {scenario}{', confirm' if stage == 'confirm' else ''}"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The same thing in both runs."""
+
+    a: Store
+    b: Store
+    m: Measurement
+    n: Measurement
+    level: float
+    tolerance: float
+
+
+def _both(m: Measurement, n: Measurement, names: Sequence[str]) -> Iterator[tuple[Metric, Metric]]:
+    for name in names:
+        one, other = m.metric(name), n.metric(name)
+        if one is not None and other is not None and one.value is not None and other.value is not None:
+            yield one, other
+
+
+def _differences(subject: str, pair: _Pair, names: Sequence[str]) -> list[Difference]:
+    m, n = pair.m, pair.n
+    if n.status == "failed" and m.status == "ok":
+        return [_gone(subject, m, names, f"failed in the second run: {n.reason}")]
+    if m.status == "failed":
+        state = "also in the second" if n.status == "failed" else "measured in the second"
+        return [Difference(subject, "", "", None, None, "not comparable", why=f"failed in the first run, {state}")]
+    if reason := _not_the_same(m, n):
+        return [
+            Difference(subject, x.name, x.unit, x.value, y.value, "not comparable", why=reason)
+            for x, y in _both(m, n, names)
+        ]
+    return [_difference(subject, pair, x, y) for x, y in _both(m, n, names)]
+
+
+def _gone(subject: str, m: Measurement, names: Sequence[str], why: str) -> Difference:
+    first = next((x for name in names if (x := m.metric(name)) is not None and x.value is not None), None)
+    if first is None:
+        return Difference(subject, "", "", None, None, "not comparable", why=why)
+    return Difference(subject, first.name, first.unit, first.value, None, "not comparable", why=why)
+
+
+def _not_the_same(m: Measurement, n: Measurement) -> str:
+    """Why two measurements are of different things, or ''."""
+    if m.inputs_digest != n.inputs_digest:
+        return "the inputs are not the same rows"
+    scenarios = [x.conditions.get("scenario") for x in (m, n)]
+    return "" if scenarios[0] == scenarios[1] else f"the scenarios differ: {scenarios[0]}, then {scenarios[1]}"
+
+
+def _difference(subject: str, pair: _Pair, x: Metric, y: Metric) -> Difference:
+    base = Difference(subject, x.name, x.unit, x.value, y.value, "none shown")
+    if x.name == "accuracy":
+        return _of_accuracy(base, pair)
+    assert x.value is not None
+    assert y.value is not None
+    if x.low is None and y.low is None and x.unit not in _TIMED:
+        return _exact(base, x.value, y.value, pair.tolerance)
+    timed = x.unit in _TIMED
+    if timed and (reason := _disturbed(pair)):
+        ratio = y.value / x.value if x.value > 0 else None
+        return replace(base, change=ratio, verdict="not comparable", why=reason)
+    if min(x.value, y.value) <= 0:
+        return replace(base, verdict="not comparable", why="a value of 0 or below has no ratio")
+    ratio, low, high = _ratio(pair, x, y)
+    if low is None or high is None:
+        why = "without several processes in both runs there is no interval"
+        return replace(base, change=ratio, verdict="not comparable", why=why)
+    moved = _machine_moved(pair) if timed else (1.0, 1.0)
+    if x.unit == "1/s":  # a machine of twice the speed has half the time and twice the rate
+        moved = (1 / moved[1], 1 / moved[0])
+    verdict = _verdict(x.name, low, high, moved[0] / (1 + pair.tolerance), moved[1] * (1 + pair.tolerance))
+    why = _why(pair, verdict, low, high, moved)
+    return replace(base, change=ratio, low=low, high=high, level=pair.level, verdict=verdict, why=why)
+
+
+def _why(pair: _Pair, verdict: Verdict, low: float, high: float, moved: tuple[float, float]) -> str:
+    texts = []
+    if verdict == "none shown" and (low > 1 or high < 1) and (moved[0] < 1 or moved[1] > 1):
+        texts.append(f"the machine itself moved: the same fixed work took {moved[0]:.2f} to {moved[1]:.2f} of its time")
+    some = {name: _rounds(x).get("disturbed") for name, x in (("first", pair.m), ("second", pair.n))}
+    texts += [f"{len(r)} rounds of the {name} run were disturbed" for name, r in some.items() if r]
+    return "; ".join(texts)
+
+
+def _exact(base: Difference, a: float, b: float, tolerance: float) -> Difference:
+    """Bytes on disk and the like, which do not vary from run to run."""
+    if a == b:
+        return replace(base, change=1.0, verdict="equal")
+    if a <= 0:
+        return replace(base, verdict="not comparable", why="a value of 0 or below has no ratio")
+    ratio = b / a
+    verdict = _verdict(base.metric, ratio, ratio, 1 / (1 + tolerance), 1 + tolerance)
+    return replace(base, change=ratio, low=ratio, high=ratio, verdict=verdict)
+
+
+def _of_accuracy(base: Difference, pair: _Pair) -> Difference:
+    """The paired difference, row by row."""
+    assert pair.m.id is not None
+    assert pair.n.id is not None
+    rows = list(zip(pair.a.outcomes(pair.m.id), pair.b.outcomes(pair.n.id), strict=True))
+    lost = sum(p.answer == p.label and q.answer != q.label for p, q in rows)
+    gained = sum(p.answer != p.label and q.answer == q.label for p, q in rows)
+    changed = sum(p.answer != q.answer for p, q in rows)
+    if changed == 0:
+        return replace(base, change=0.0, low=0.0, high=0.0, verdict="equal", why="every answer is the same")
+    drop = paired_drop(lost, gained, len(rows), (1 + pair.level) / 2).points
+    low, high = -(drop.high or 0.0), -(drop.low or 0.0)
+    limit = 100 * pair.tolerance
+    verdict: Verdict = "better" if low > limit else "worse" if high < -limit else "none shown"
+    why = f"{changed} of {len(rows)} answers changed"
+    return replace(base, change=-drop.value, low=low, high=high, level=pair.level, verdict=verdict, why=why)
+
+
+def _verdict(metric: str, low: float, high: float, below: float, above: float) -> Verdict:
+    """What an interval says that lies beside [below, above], the ratios that are no difference."""
+    if low <= above and high >= below:
+        return "none shown"
+    rose = low > above
+    better_when_lower = metric not in METRICS or METRICS[metric].better == "lower"
+    return "worse" if rose == better_when_lower else "better"
+
+
+def _ratio(pair: _Pair, x: Metric, y: Metric) -> tuple[float, float | None, float | None]:
+    per_process = [_per_process(s, m, x.name) for s, m in ((pair.a, pair.m), (pair.b, pair.n))]
+    if all(per_process):
+        return ratio_bounds(per_process[0], per_process[1], pair.level)
+    assert x.value is not None
+    assert y.value is not None
+    parts = [p for p in (_variance(x, pair.m), _variance(y, pair.n)) if p is not None]
+    centre = math.log(y.value / x.value)
+    return _interval(centre, parts, pair.level) if len(parts) == 2 else (math.exp(centre), None, None)
+
+
+def _per_process(store: Store, m: Measurement, metric: str) -> list[float]:
+    """One number of each process, from the raw samples; none for what is not of them."""
+    name = metric.rpartition("_")[2]
+    if m.id is None or (name not in PERCENTILES and name != "mean"):
+        return []
+    samples = [np.array(s.ns, dtype=np.float64) for s in store.samples(m.id)]
+    if (written := m.conditions.get("generation")) is not None:
+        columns = [[r[n] for r in written] for n in ("first_ns", "written")]
+        times = dict(token_times([s.ns for s in store.samples(m.id)], columns[0], columns[1]))
+        samples = times[metric.partition("_")[0]]
+    if name == "mean":
+        return [float(s.mean()) for s in samples]
+    return [process_quantile(s, PERCENTILES[name]) for s in samples]
+
+
+def _variance(metric: Metric, m: Measurement) -> tuple[float, int] | None:
+    """(variance of the logarithm of a mean over processes, degrees of freedom), from its bounds by Student's t."""
+    count = int(_rounds(m).get("count") or 0)
+    if metric.value is None or metric.high is None or metric.low is None or metric.level is None or count < 2:
+        return None
+    half = (metric.high - metric.low) / 2 / metric.value
+    return (half / student_quantile(metric.level, count - 1)) ** 2, count - 1
+
+
+def _rounds(m: Measurement) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = m.conditions.get("rounds") or {}
+    return found
+
+
+def _disturbed(pair: _Pair) -> str:
+    """Why the times of a run say nothing of the bundle, or ''."""
+    for name, m in (("first", pair.m), ("second", pair.n)):
+        rounds = _rounds(m)
+        count, disturbed = int(rounds.get("count") or 0), rounds.get("disturbed") or []
+        if 2 * len(disturbed) > count:
+            return f"other processes took the machine in {len(disturbed)} of {count} rounds of the {name} run"
+    return ""
+
+
+def _machine_moved(pair: _Pair) -> tuple[float, float]:
+    """How much longer fixed work took in the second run: the smallest and the largest of 1 and the two yardsticks."""
+    ratios = [1.0]
+    marks = [[y for y in _rounds(m).get("yardstick") or [] if y] for m in (pair.m, pair.n)]
+    if all(marks):
+        for name in ("product", "copy"):
+            ratios.append(ratio_bounds([y[name] for y in marks[0]], [y[name] for y in marks[1]], 0.95)[0])
+    return min(ratios), max(ratios)
+
+
+def _machines(m: Measurement, n: Measurement) -> list[str]:
+    """How the fingerprints differ, field by field."""
+    first, second = (x.conditions.get("fingerprint") or {} for x in (m, n))
+    if first.get("digest") == second.get("digest"):
+        return []
+    one, other = first.get("versions") or {}, second.get("versions") or {}
+    named = [(f, first.get(f), second.get(f)) for f in (*_MACHINE, "python")]
+    named += [(f"version of {p}", one.get(p), other.get(p)) for p in dict.fromkeys([*one, *other])]
+    return [f"{field}: {_text(x)}, then {_text(y)}" for field, x, y in named if x != y]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

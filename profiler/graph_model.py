@@ -1,0 +1,91 @@
+"""An ONNX file in a worker: a session fed with made-up numbers, that looks like a loaded bundle. Part of the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgewise.errors import BundleChangedError, InputError
+from edgewise.files import sha256_file
+from edgewise.types import RunSettings
+
+
+class Ran(NamedTuple):
+    """One call."""
+
+    n_tokens: int = 0
+    truncated: bool = False
+
+
+class GraphModel:
+    """A graph with its feeds."""
+
+    parallel = 1
+
+    def __init__(self, path: str, graph: Mapping[str, Any], run: RunSettings, *, verify: str, **recorded: Any) -> None:
+        """graph: of `GraphFile.job()`. recorded: of `SessionOptions`.
+
+        Raises BundleChangedError, ProviderError, and BundleError for a file that cannot be read.
+        """
+        start = time.perf_counter_ns()
+        import numpy as np
+
+        from edgewise.runtime.session import SessionOptions, open_graph, placement
+
+        imported = time.perf_counter_ns()
+        self._file = file = Path(path)
+        if verify == "full":
+            for name, digest in graph["files"].items():
+                if sha256_file(file.with_name(name)) != digest:
+                    raise BundleChangedError(f"{file.with_name(name)} changed while it was measured: start again")
+        hashed = time.perf_counter_ns()
+        self._placement = placement
+        self._session = open_graph(file, run, SessionOptions(**recorded))
+        self.providers = tuple(self._session.get_providers())
+        opened = time.perf_counter_ns()
+        random = np.random.default_rng(0)
+        self._feeds = {i["name"]: _values(i, random, np) for i in graph["inputs"]}
+        self.phases = {"imports": imported - start, "load": hashed - imported, "session": opened - hashed}
+
+    def predict(self, batch: Sequence[Any]) -> list[Ran]:
+        """Run the graph once."""
+        try:
+            self._session.run(None, self._feeds)
+        except Exception as error:  # onnxruntime raises a class of its own for each status
+            why = " ".join(str(error).split())
+            raise InputError(f"{self._file} does not run on the numbers made up for it: {why}; try --shape") from error
+        return [Ran()]
+
+    def placement(self) -> dict[str, int]:
+        """Provider -> number of nodes."""
+        return self._placement(self._session)
+
+    def end_profiling(self) -> list[str]:
+        """The file of onnxruntime's profile."""
+        return [self._session.end_profiling()]
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+    def __enter__(self) -> GraphModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _values(told: Mapping[str, Any], random: Any, np: Any) -> Any:
+    """Numbers that a graph can take: ids small enough for any vocabulary, masks of ones, positions in order."""
+    name, shape, dtype = told["name"].lower(), tuple(told["shape"]), told["dtype"]
+    if dtype == "bool" or "mask" in name:
+        return np.ones(shape, dtype)
+    if dtype.startswith("float"):
+        return random.standard_normal(shape).astype(dtype)
+    if "type" in name:
+        return np.zeros(shape, dtype)
+    if "position" in name:
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1, dtype=dtype), shape).copy()
+    return random.integers(0, 100, shape).astype(dtype)
