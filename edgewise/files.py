@@ -48,7 +48,9 @@ def disk_full_is_clear(place: Path) -> Iterator[None]:
 
 def no_space_error(error: OSError) -> NoSpaceError:
     """The clear error for an OSError that says the disk is full."""
-    return no_space(Path(error.filename or "."))
+    if error.filename is None:
+        return NoSpaceError("no space left where this command's output goes: free some, or write it elsewhere")
+    return no_space(Path(error.filename))
 
 
 def no_space(place: Path, needed: int | None = None) -> NoSpaceError:
@@ -65,20 +67,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_is_clear(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)  # mkstemp makes it private to this user
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    """Write a file under a temporary name, then rename it into place.
+
+    Raises PlanError for a place where no file can be written, or where something stands that is no regular file (a
+    folder, a device: to rename over it would destroy it), NoSpaceError for a full disk.
+    """
+    if path.exists() and not path.is_file():
+        raise PlanError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: name a file to write")
+    try:
+        with disk_full_is_clear(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_beside(path, content)
+    except NoSpaceError:
+        raise
+    except OSError as error:
+        raise PlanError(f"{path} cannot be written: {error.strerror or error}; name another place") from error
+
+
+def _write_beside(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes it private to this user
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edgewise.arrival import Arrival
 from edgewise.bundle import Bundle, read_bundle
 from edgewise.data import Row, load_rows
-from edgewise.errors import DataError, PlanError
+from edgewise.errors import DataError, PlanError, nearest
+from edgewise.run_inputs import PAIR_TASKS
 from edgewise.types import IMAGE_TASKS, WRITING_TASKS, Task
 from edgewise.units import parse_quantity
 
@@ -33,11 +35,13 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
         raise PlanError(f"{graphs[0]} is an ONNX file and others are bundles: profile one kind at a time")
     if graphs:
         return _graphs(args, graphs), (_MADE_UP,), None
+    if args.rows is not None and args.rows < 1:
+        raise PlanError(f"--rows is {args.rows}; expected at least 1")
+    bundles = [read_bundle(path) for path in args.bundle]
     if args.shape:
         raise PlanError(f"--shape {args.shape[0]}: a bundle is fed with the rows of --data; shapes are for ONNX files")
     if args.data is None:
         raise PlanError("--data is missing: bundles are measured on real rows, such as --data reviews.csv")
-    bundles = [read_bundle(path) for path in args.bundle]
     subjects = [
         Subject(b.manifest.source.get("candidate", b.path.name), b.manifest.source.get("recipe", b.path.name), b)
         for b in bundles
@@ -47,17 +51,34 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
 
 def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
     from edgewise.profiler import Subject
-    from edgewise.profiler.graphs import parse_shapes, read_graph
+    from edgewise.profiler.graphs import input_names, parse_shapes, read_graph
 
-    for option in ("data", "label", "text_pair", "max_length"):
+    for option in ("data", "label", "text_pair", "max_length", "rows"):
         if getattr(args, option) is not None:
             raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
     shapes = parse_shapes(args.shape)
-    graphs = [read_graph(path, shapes) for path in paths]
+    names = {path: input_names(path) for path in paths}
+    for name in shapes:
+        known = list(dict.fromkeys(n for found in names.values() for n in found))
+        if name not in known:
+            raise PlanError(f"--shape {name}=...: no graph has such an input: {nearest(name, known)}")
+    graphs = [read_graph(path, {n: s for n, s in shapes.items() if n in names[path]}) for path in paths]
     for graph in graphs:
         for line in _fed(graph):
-            print(line)
-    return [Subject(graph.path.stem, graph.form, graph) for graph in graphs]
+            print(line, file=sys.stderr if args.json else sys.stdout)
+    return [Subject(name, graph.form, graph) for name, graph in zip(_told_apart(graphs), graphs, strict=True)]
+
+
+def _told_apart(graphs: Sequence[GraphFile]) -> list[str]:
+    """A name for each: the file's, with its folder's before it where two are the same. Raises PlanError for one file
+    given twice."""
+    if len({g.path for g in graphs}) < len(graphs):
+        raise PlanError("an ONNX file is given twice: name each once")
+    for depth in range(1, max(len(g.path.parts) for g in graphs) + 1):
+        names = ["/".join([*g.path.parts[-depth:-1], g.path.stem]) for g in graphs]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _fed(graph: GraphFile) -> list[str]:
@@ -94,12 +115,17 @@ def _task(bundles: Sequence[Bundle]) -> Task:
 def _rows(args: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[Row, ...]:
     task = _task(bundles)
     kinds = {b.manifest.problem_type for b in bundles}
-    one_label = task in ("text-classification", "image-classification") and kinds <= {"single_label_classification"}
+    one_label = task in ("text-classification", "image-classification") and kinds <= {
+        None,
+        "single_label_classification",
+    }
     if args.label is not None and not one_label:
         raise PlanError(
             f"--label {args.label!r}: accuracy is measured for one label an input, and these bundles are for "
             f"{task}{''.join(f', {k}' for k in sorted(filter(None, kinds)))}: leave it out to measure all but accuracy"
         )
+    if args.text_pair is not None and task not in PAIR_TASKS:
+        raise PlanError(f"--text-pair {args.text_pair!r}: bundles for {task} take one text each: leave it out")
     read_as: Task = "image-classification" if task in IMAGE_TASKS else "text-classification"
     rows = load_rows(
         args.data, task=read_as, text=args.text, text_pair=args.text_pair, label=args.label, image=args.image

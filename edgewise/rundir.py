@@ -103,4 +103,8 @@ def store_path(given: str) -> Path:
     path = RunFolder(path).store if path.is_dir() else path
     if not path.is_file():
         raise StoreError(f"{path}: no such measurement store; `edgewise fit` or `edgewise profile` makes one")
+    if path.stat().st_size == 0:  # to open it would make a store of it
+        raise StoreError(
+            f"{path} is an empty file, no measurement store; `edgewise fit` or `edgewise profile` makes one"
+        )
     return path

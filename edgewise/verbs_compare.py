@@ -38,6 +38,8 @@ def run_compare(args: argparse.Namespace) -> int:
     from edgewise.profiler.compare import compare_stores
 
     metrics = [check_metric(name) for name in args.metric.split(",")] if args.metric else []
+    if len(set(metrics)) < len(metrics):
+        raise PlanError(f"--metric {args.metric!r} names one twice")
     paths = [store_path(args.a), store_path(args.b)]
     if paths[0].samefile(paths[1]):
         raise StoreError(f"{args.a} and {args.b} are the same store: `edgewise profile --store` makes another one")
@@ -80,7 +82,7 @@ def _print_comparison(found: Comparison, confidence: float) -> None:
     print(
         f"\n{words['worse']} worse, {words['better']} better, {words['none shown']} with no difference shown, "
         f"{words['equal']} equal, {words['not comparable']} not comparable; "
-        f"all intervals together hold at {100 * confidence:g}%"
+        f"all intervals together hold at {100 * confidence:.12g}%"
     )
 
 
@@ -124,7 +126,10 @@ def run_measurements(args: argparse.Namespace) -> int:
         raise PlanError(f"--samples goes with --format json, not {args.format}: a table has one line for each metric")
     if args.format == "parquet" and not args.out:
         raise PlanError("--format parquet is binary: name a file with -o")
-    with Store(store_path(args.store)) as store:
+    path = store_path(args.store)
+    if args.out and Path(args.out).exists() and Path(args.out).samefile(path):
+        raise PlanError(f"-o {args.out} is the store itself: name another file")
+    with Store(path) as store:
         if args.format == "parquet":
             write_parquet(store, Path(args.out))
         else:

@@ -10,7 +10,7 @@ is told of a difference no oftener than that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ COMPARED = (
 )  # fmt: skip
 """The metrics that are compared unless others are named, where both runs have them."""
 _MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit")
+_LARGEST = 700.0
 _TIMED = ("s", "1/s", "J")
 """Units of what a busy or slower machine changes."""
 
@@ -74,6 +75,11 @@ class Comparison:
     notes: tuple[str, ...]
 
 
+def _exp(value: float) -> float:
+    """exp, infinite where it overflows: an interval at a level near 1 has no end."""
+    return math.exp(value) if value < _LARGEST else math.inf
+
+
 def ratio_bounds(a: Sequence[float], b: Sequence[float], level: float) -> tuple[float, float | None, float | None]:
     """(b / a, low, high): ratio of the geometric means of two sets of positive numbers, one of each process.
 
@@ -97,7 +103,7 @@ def _interval(
         return math.exp(centre), math.exp(centre), math.exp(centre)
     freedom = max(1, math.floor(variance**2 / sum(v**2 / f for v, f in parts)))
     half = student_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
-    return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
+    return _exp(centre), _exp(centre - half), _exp(centre + half)
 
 
 def compare_stores(
@@ -126,12 +132,20 @@ def compare_stores(
             "and scenario in both"
         )
     pairs = [(key, left[key], right[key]) for key in common]
-    counted = sum(1 for _, m, n in pairs for _ in _both(m, n, names)) or 1
+    for name in metrics:
+        if not any(_value(m, name) is not None for _, *both in pairs for m in both):
+            raise StoreError(f"{name} was measured neither in {a.path} nor in {b.path}")
+    counted = sum(1 for _, m, n in pairs for name in names if None not in (_value(m, name), _value(n, name))) or 1
     level = 1 - (1 - confidence) / counted
     found = [d for key, m, n in pairs for d in _differences(_subject(key), _Pair(a, b, m, n, level, tolerance), names)]
     found += [_gone(_subject(k), m, names, "not measured in the second run") for k, m in left.items() if k not in right]
     machines = {text: None for _, m, n in pairs for text in _machines(m, n)}
-    notes = [f"{_subject(k)} is in the second run alone" for k in right if k not in left]
+    notes = [
+        f"{_subject(k)}: the bundle is another one (its content digest)"
+        for k, m, n in pairs
+        if m.content_digest != n.content_digest
+    ]
+    notes += [f"{_subject(k)} is in the second run alone" for k in right if k not in left]
     return Comparison(tuple(found), tuple(machines), tuple(notes))
 
 
@@ -164,11 +178,12 @@ class _Pair:
     tolerance: float
 
 
-def _both(m: Measurement, n: Measurement, names: Sequence[str]) -> Iterator[tuple[Metric, Metric]]:
-    for name in names:
-        one, other = m.metric(name), n.metric(name)
-        if one is not None and other is not None and one.value is not None and other.value is not None:
-            yield one, other
+def _value(m: Measurement, name: str) -> float | None:
+    """A metric that is a finite number."""
+    metric = m.metric(name)
+    if metric is None or metric.value is None or not math.isfinite(metric.value):
+        return None
+    return metric.value
 
 
 def _differences(subject: str, pair: _Pair, names: Sequence[str]) -> list[Difference]:
@@ -178,12 +193,23 @@ def _differences(subject: str, pair: _Pair, names: Sequence[str]) -> list[Differ
     if m.status == "failed":
         state = "also in the second" if n.status == "failed" else "measured in the second"
         return [Difference(subject, "", "", None, None, "not comparable", why=f"failed in the first run, {state}")]
-    if reason := _not_the_same(m, n):
-        return [
-            Difference(subject, x.name, x.unit, x.value, y.value, "not comparable", why=reason)
-            for x, y in _both(m, n, names)
-        ]
-    return [_difference(subject, pair, x, y) for x, y in _both(m, n, names)]
+    return [
+        _of_metric(subject, pair, name) for name in names if _value(m, name) is not None or _value(n, name) is not None
+    ]
+
+
+def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
+    x, y = pair.m.metric(name), pair.n.metric(name)
+    a, b = _value(pair.m, name), _value(pair.n, name)
+    unit = x.unit if x is not None else y.unit if y is not None else ""
+    if x is None or y is None or a is None or b is None:
+        where, metric = ("second", y) if b is None else ("first", x)
+        why = f": {metric.why}" if metric is not None and metric.why else ""
+        return Difference(subject, name, unit, a, b, "not comparable", why=f"not known of the {where} run{why}")
+    reason = "" if x.unit == "B" else _not_the_same(pair.m, pair.n)
+    if reason:
+        return Difference(subject, name, unit, a, b, "not comparable", why=reason)
+    return _difference(subject, pair, x, y)
 
 
 def _gone(subject: str, m: Measurement, names: Sequence[str], why: str) -> Difference:
@@ -196,7 +222,7 @@ def _gone(subject: str, m: Measurement, names: Sequence[str], why: str) -> Diffe
 def _not_the_same(m: Measurement, n: Measurement) -> str:
     """Why two measurements are of different things, or ''."""
     if m.inputs_digest != n.inputs_digest:
-        return "the inputs are not the same rows"
+        return "the rows, or their labels, are not the same"
     scenarios = [x.conditions.get("scenario") for x in (m, n)]
     return "" if scenarios[0] == scenarios[1] else f"the scenarios differ: {scenarios[0]}, then {scenarios[1]}"
 
@@ -207,7 +233,7 @@ def _difference(subject: str, pair: _Pair, x: Metric, y: Metric) -> Difference:
         return _of_accuracy(base, pair)
     assert x.value is not None
     assert y.value is not None
-    if x.low is None and y.low is None and x.unit not in _TIMED:
+    if x.low is None and y.low is None and x.unit == "B" and x.kind == y.kind == "measured":
         return _exact(base, x.value, y.value, pair.tolerance)
     timed = x.unit in _TIMED
     if timed and (reason := _disturbed(pair)):
@@ -217,7 +243,9 @@ def _difference(subject: str, pair: _Pair, x: Metric, y: Metric) -> Difference:
         return replace(base, verdict="not comparable", why="a value of 0 or below has no ratio")
     ratio, low, high = _ratio(pair, x, y)
     if low is None or high is None:
-        why = "without several processes in both runs there is no interval"
+        estimated = "estimated" in (x.kind, y.kind)
+        why = "an estimate" if estimated else "without several processes in both runs"
+        why += " has no interval" if estimated else " there is no interval"
         return replace(base, change=ratio, verdict="not comparable", why=why)
     moved = _machine_moved(pair) if timed else (1.0, 1.0)
     if x.unit == "1/s":  # a machine of twice the speed has half the time and twice the rate
@@ -240,7 +268,7 @@ def _exact(base: Difference, a: float, b: float, tolerance: float) -> Difference
     """Bytes on disk and the like, which do not vary from run to run."""
     if a == b:
         return replace(base, change=1.0, verdict="equal")
-    if a <= 0:
+    if min(a, b) <= 0:
         return replace(base, verdict="not comparable", why="a value of 0 or below has no ratio")
     ratio = b / a
     verdict = _verdict(base.metric, ratio, ratio, 1 / (1 + tolerance), 1 + tolerance)
@@ -276,10 +304,12 @@ def _verdict(metric: str, low: float, high: float, below: float, above: float) -
 
 def _ratio(pair: _Pair, x: Metric, y: Metric) -> tuple[float, float | None, float | None]:
     per_process = [_per_process(s, m, x.name) for s, m in ((pair.a, pair.m), (pair.b, pair.n))]
-    if all(per_process):
-        return ratio_bounds(per_process[0], per_process[1], pair.level)
     assert x.value is not None
     assert y.value is not None
+    if all(per_process):
+        if min(map(min, per_process)) <= 0:  # no clock gives that: the store was changed
+            return y.value / x.value, None, None
+        return ratio_bounds(per_process[0], per_process[1], pair.level)
     parts = [p for p in (_variance(x, pair.m), _variance(y, pair.n)) if p is not None]
     centre = math.log(y.value / x.value)
     return _interval(centre, parts, pair.level) if len(parts) == 2 else (math.exp(centre), None, None)
@@ -291,6 +321,8 @@ def _per_process(store: Store, m: Measurement, metric: str) -> list[float]:
     if m.id is None or (name not in PERCENTILES and name != "mean"):
         return []
     samples = [np.array(s.ns, dtype=np.float64) for s in store.samples(m.id)]
+    if any(len(s) == 0 for s in samples):
+        return []
     if (written := m.conditions.get("generation")) is not None:
         columns = [[r[n] for r in written] for n in ("first_ns", "written")]
         times = dict(token_times([s.ns for s in store.samples(m.id)], columns[0], columns[1]))
@@ -306,6 +338,8 @@ def _variance(metric: Metric, m: Measurement) -> tuple[float, int] | None:
     if metric.value is None or metric.high is None or metric.low is None or metric.level is None or count < 2:
         return None
     half = (metric.high - metric.low) / 2 / metric.value
+    if not math.isfinite(half):
+        return None
     return (half / student_quantile(metric.level, count - 1)) ** 2, count - 1
 
 

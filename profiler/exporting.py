@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,16 @@ def as_json(store: Store, *, samples: bool = False) -> str:
         if samples:
             item["samples"] = [asdict(s) for s in store.samples(m.id)]
         found.append(item)
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """With null for what JSON has no number for: a bound may be infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def as_csv(store: Store) -> str:

@@ -38,8 +38,7 @@ class GraphModel:
         self._file = file = Path(path)
         if verify == "full":
             for name, digest in graph["files"].items():
-                if sha256_file(file.with_name(name)) != digest:
-                    raise BundleChangedError(f"{file.with_name(name)} changed while it was measured: start again")
+                _check(file.parent / name, digest)
         hashed = time.perf_counter_ns()
         self._placement = placement
         self._session = open_graph(file, run, SessionOptions(**recorded))
@@ -55,7 +54,10 @@ class GraphModel:
             self._session.run(None, self._feeds)
         except Exception as error:  # onnxruntime raises a class of its own for each status
             why = " ".join(str(error).split())
-            raise InputError(f"{self._file} does not run on the numbers made up for it: {why}; try --shape") from error
+            raise InputError(
+                f"{self._file} does not run on the numbers made up for it (ids are 0 to 99): {why}; --shape says other "
+                "shapes"
+            ) from error
         return [Ran()]
 
     def placement(self) -> dict[str, int]:
@@ -75,6 +77,15 @@ class GraphModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check(file: Path, digest: str) -> None:
+    try:
+        found = sha256_file(file)
+    except OSError as error:
+        raise BundleChangedError(f"{file} is gone, or cannot be read any more: {error.strerror or error}") from error
+    if found != digest:
+        raise BundleChangedError(f"{file} changed while it was measured: start again")
 
 
 def _values(told: Mapping[str, Any], random: Any, np: Any) -> Any:

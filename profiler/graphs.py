@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from edgewise.errors import BundleError, PlanError, nearest
 from edgewise.files import digest_json, sha256_file
+from edgewise.profiler.external_data import external_files
 
 DEFAULTS: tuple[tuple[str, int], ...] = (
     ("past", 0),
@@ -21,6 +24,8 @@ DEFAULTS: tuple[tuple[str, int], ...] = (
     ("length", 128),
 )
 """What a symbolic dimension is whose name has the word in it; the first that fits. Others are 1."""
+_MOST = 2**30
+"""Numbers of one input: with 8 bytes each more than 8 GB."""
 _SHAPE = re.compile(r"^(?P<name>[^=]+)=(?P<shape>\d+(?:x\d+)*)$")
 _TYPES = {
     "tensor(float)": "float32",
@@ -56,7 +61,7 @@ class GraphFile:
 
     path: Path
     files: tuple[tuple[str, str], ...]
-    """(name, sha256) of the file, and of external data beside it."""
+    """(name, sha256) of the file, and of its external data, from the file's folder on."""
     size: int
     """Bytes of all of them."""
     inputs: tuple[GraphInput, ...]
@@ -82,33 +87,53 @@ def read_graph(path: str | Path, shapes: Mapping[str, Sequence[int]]) -> GraphFi
     shapes: input -> shape. Raises BundleError for a file that onnxruntime does not read or inputs that are no plain
     tensors, PlanError for a shape that does not fit.
     """
+    file = Path(path)
+    told = _inputs(file)
+    for name in shapes:
+        if name not in [i.name for i in told]:
+            raise PlanError(f"--shape {name}=...: {file} has no such input: {nearest(name, [i.name for i in told])}")
+    bound = _bound({i.name: i.shape for i in told}, shapes)
+    inputs = tuple(_input(file, i.name, i.type, i.shape, shapes.get(i.name), bound) for i in told)
+    try:
+        files = _files(file)
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{file}: its external data cannot be found: {error}") from error
+    digests = tuple((str(f.relative_to(file.parent)), sha256_file(f)) for f in files)
+    return GraphFile(file.resolve(), digests, sum(f.stat().st_size for f in files), inputs)
+
+
+def input_names(path: str | Path) -> list[str]:
+    """Of an ONNX file. Raises BundleError for a file that onnxruntime does not read."""
+    return [i.name for i in _inputs(Path(path))]
+
+
+def _inputs(file: Path) -> list[Any]:
+    """As onnxruntime tells them: name, type, shape."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror or error}; expected an ONNX file") from error
+    return _read_inputs(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_inputs(file: Path, _time: int, _size: int) -> list[Any]:
     import onnxruntime as ort
 
-    file = Path(path)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        found: list[Any] = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]).get_inputs()
     except Exception as error:  # onnxruntime raises a class of its own for each status
-        raise BundleError(
-            f"{file} does not load in onnxruntime {ort.__version__}: {' '.join(str(error).split())}"
-        ) from error
-    told = session.get_inputs()
-    for name in shapes:
-        if name not in [i.name for i in told]:
-            raise PlanError(f"--shape {name}=...: the graph has no such input: {nearest(name, [i.name for i in told])}")
-    bound = _bound({i.name: i.shape for i in told}, shapes)
-    inputs = tuple(_input(file, i.name, i.type, i.shape, shapes.get(i.name), bound) for i in told)
-    files = _files(file)
-    digests = tuple((f.name, sha256_file(f)) for f in files)
-    return GraphFile(file.resolve(), digests, sum(f.stat().st_size for f in files), inputs)
+        why = " ".join(str(error).split())
+        raise BundleError(f"{file} does not load in onnxruntime {ort.__version__}: {why}") from error
+    return found
 
 
 def _files(path: Path) -> list[Path]:
-    """The file and what lies beside it under the usual names of its external data."""
-    beside = (path.with_name(f"{path.name}{end}") for end in ("_data", ".data"))
-    return [path, *(f for f in beside if f.is_file())]
+    """The file, and those that its weights stand in."""
+    return [path, *external_files(path)]
 
 
 def parse_shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -120,7 +145,12 @@ def parse_shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise PlanError(f"--shape is {text!r}; expected an input and its dimensions, such as input_ids=1x128")
         if match["name"] in found:
             raise PlanError(f"--shape names {match['name']!r} twice")
-        found[match["name"]] = tuple(map(int, match["shape"].split("x")))
+        shape = tuple(map(int, match["shape"].split("x")))
+        if prod(shape) > _MOST:
+            raise PlanError(
+                f"--shape is {text!r}: so many numbers, {float(prod(shape)):.0e}, fit into no device's memory"
+            )
+        found[match["name"]] = shape
     return found
 
 

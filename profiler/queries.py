@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgewise.errors import EdgewiseError
+from edgewise.errors import EdgewiseError, UserError
 
 _WAITING = 1000
 """Queries that may wait in the server scenario: with more, it is asked for more than it can answer."""
@@ -79,9 +79,14 @@ def ask(
     return log.as_dict(_in_turn(predict, batches, log, every, seconds, min_calls))
 
 
-def ask_tokens(write: Write, batches: Sequence[Sequence[Any]], seconds: float, min_calls: int) -> dict[str, Any]:
+def ask_tokens(
+    write: Write, batches: Sequence[Sequence[Any]], seconds: float, min_calls: int, tokens: int
+) -> dict[str, Any]:
     """One input after the other, for `seconds` and at least `min_calls` of them: as `ask`, and for each the nanoseconds
-    to its first token ('first_ns') and how many tokens were written ('written')."""
+    to its first token ('first_ns') and how many tokens were written ('written').
+
+    Raises UserError when fewer than `tokens` are written.
+    """
     clock, log = time.perf_counter_ns, Log()
     first: list[int] = []
     written: list[int] = []
@@ -92,6 +97,11 @@ def ask_tokens(write: Write, batches: Sequence[Sequence[Any]], seconds: float, m
         start = clock()
         stream = write(batches[number][0])
         stamps = [clock() for _ in stream]
+        if len(stamps) < tokens:
+            raise UserError(
+                f"{len(stamps)} tokens were written where {tokens} were asked for: the model's context is full; ask "
+                "for fewer (--new-tokens)"
+            )
         log.add(stamps[-1] - start, number, [stream])
         first.append(stamps[0] - start)
         written.append(len(stamps))

@@ -178,17 +178,19 @@ class Store:
             "SELECT row_id, answer, label, score, logits FROM outcomes WHERE measurement_id = ? ORDER BY position",
             (measurement_id,),
         )
-        return [
-            Outcome(row_id, answer, label, score, None if logits is None else _from_blob("f", logits))
-            for row_id, answer, label, score, logits in rows
-        ]
+        with self._clear_errors():
+            return [
+                Outcome(row_id, answer, label, score, None if logits is None else _from_blob("f", logits))
+                for row_id, answer, label, score, logits in rows
+            ]
 
     def samples(self, measurement_id: int) -> list[Sample]:
         """Of one measurement, by round."""
         rows = self._all(
             "SELECT round, process, ns FROM samples WHERE measurement_id = ? ORDER BY round", (measurement_id,)
         )
-        return [Sample(number, process, _from_blob("q", ns)) for number, process, ns in rows]
+        with self._clear_errors():
+            return [Sample(number, process, _from_blob("q", ns)) for number, process, ns in rows]
 
     def text(self, row_id: str) -> tuple[str, str | None] | None:
         """The text of a row, where it was kept."""
@@ -244,23 +246,27 @@ class Store:
             f"conditions FROM measurements {where}",
             values,
         )
-        return [
-            Measurement(
-                candidate=row[1],
-                recipe=row[2],
-                content_digest=row[3],
-                target=_target(row[4]),
-                scenario=row[5],
-                stage=row[6],
-                status=row[7],
-                reason=row[8],
-                inputs_digest=row[9],
-                conditions=json.loads(row[10]),
-                metrics=self._metrics(row[0]),
-                id=row[0],
-            )
-            for row in rows
-        ]
+        with self._clear_errors():
+            return [self._measurement(row) for row in rows]
+
+    def _measurement(self, row: tuple[Any, ...]) -> Measurement:
+        conditions = json.loads(row[10])
+        if not isinstance(conditions, dict):
+            raise ValueError(f"the conditions of measurement {row[0]} are no object")
+        return Measurement(
+            candidate=row[1],
+            recipe=row[2],
+            content_digest=row[3],
+            target=_target(row[4]),
+            scenario=row[5],
+            stage=row[6],
+            status=row[7],
+            reason=row[8],
+            inputs_digest=row[9],
+            conditions=conditions,
+            metrics=self._metrics(row[0]),
+            id=row[0],
+        )
 
     def _metrics(self, number: int) -> tuple[Metric, ...]:
         names = "name, unit, value, low, high, level, method, n, kind, why"
@@ -292,6 +298,9 @@ class Store:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise no_space(self.path) from error
             remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "name another file")
+            raise StoreError(f"{self.path} is no usable measurement store: {error}; {remedy}") from error
+        except (ValueError, TypeError, KeyError) as error:  # what stands in it is not what was written
+            remedy = _REMEDIES[sqlite3.SQLITE_CORRUPT]
             raise StoreError(f"{self.path} is no usable measurement store: {error}; {remedy}") from error
 
 

@@ -134,7 +134,7 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     if write is None:
         calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel, _heat(arrival))
     else:
-        calls = ask_tokens(write, batches, job["seconds"], job["min_calls"])
+        calls = ask_tokens(write, batches, job["seconds"], job["min_calls"], arrival["new_tokens"])
     used, load_now = energy_since(energy), load_since(start)
     results.write("memory", phase="end", **asdict(read_memory(shares=True)))
     results.write("load", **asdict(load_now), average=_load_average())

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from edgewise.profiler.statistics import mean_bounds
 from edgewise.profiler.store import Outcome, Sample
 from edgewise.profiler.yardstick import read_yardstick
 from edgewise.types import Measurement, Metric, RunSettings, Target
+from edgewise.units import METRICS
 
 TARGET = Target("here", RunSettings())
 FINGERPRINT: Mapping[str, Any] = {
@@ -188,8 +191,71 @@ def test_other_inputs_or_another_scenario_are_another_thing(tmp_path: Path) -> N
     with _run(tmp_path / "a", 1) as a, _run(tmp_path / "b", 2, measurement={"inputs_digest": "sha256:other"}) as b:
         found = _one(compare_stores(a, b), "p50")
     assert found.verdict == "not comparable"
-    assert "not the same rows" in found.why
+    assert "the rows, or their labels, are not the same" in found.why
     assert not found.regression
+    with Store(tmp_path / "a") as a, Store(tmp_path / "b") as b:
+        assert _one(compare_stores(a, b), "size").verdict == "equal"  # whatever went through it
+
+
+def _with_metrics(path: Path, seed: int, **values: float | None) -> Store:
+    """A run whose metrics of these names have these values, without bounds; None: not measured."""
+    kinds = {None: "unavailable"}
+    metrics = tuple(
+        Metric(n, METRICS[n].unit, v, n=1, kind=kinds.get(v, "measured"), why="" if v else "needs 40 more calls")  # type: ignore[arg-type]
+        for n, v in values.items()
+    )
+    return _run(path, seed, measurement={"metrics": metrics})
+
+
+def test_what_the_second_run_lacks_is_no_silent_pass(tmp_path: Path) -> None:
+    with _run(tmp_path / "a", 1) as a, _with_metrics(tmp_path / "b", 2, p50=0.01, p95=None, size=30e6) as b:
+        found = compare_stores(a, b)
+        assert not any(d.regression for d in compare_stores(b, a).differences)
+        with pytest.raises(StoreError, match="mcc was measured neither"):
+            compare_stores(a, b, metrics=["mcc"])
+    p95 = _one(found, "p95")
+    assert (p95.verdict, p95.b) == ("not comparable", None)
+    assert "needs 40 more calls" in p95.why
+    assert p95.regression
+    assert _one(found, "peak_rss").regression
+
+
+def test_an_estimate_has_no_interval(tmp_path: Path) -> None:
+    with _with_metrics(tmp_path / "a", 1, roofline=0.2) as a, _with_metrics(tmp_path / "b", 2, roofline=0.4) as b:
+        found = _one(compare_stores(a, b, metrics=["roofline"]), "roofline")
+    assert found.verdict == "not comparable"
+
+
+@pytest.mark.parametrize("ns", [(0,) * 60, (-5,) * 60, ()])
+def test_times_that_no_clock_gives_are_not_comparable(tmp_path: Path, ns: tuple[int, ...]) -> None:
+    _run(tmp_path / "b", 2).close()
+    with sqlite3.connect(tmp_path / "b") as db:
+        db.execute("UPDATE samples SET ns = ? WHERE round = 0", (np.array(ns, "<i8").tobytes(),))
+    with _run(tmp_path / "a", 1) as a, Store(tmp_path / "b") as b:
+        assert _one(compare_stores(a, b), "p50").verdict == "not comparable"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE measurements SET conditions = '{'",
+        "UPDATE measurements SET conditions = '[]'",
+        "UPDATE samples SET ns = x'010203'",
+    ],
+)
+def test_a_damaged_store_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        _run(tmp_path / name, seed).close()
+    with sqlite3.connect(tmp_path / "b") as db:
+        db.execute(change)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "is no usable measurement store" in capsys.readouterr().err
+
+
+def test_a_level_next_to_1_is_a_wide_interval(tmp_path: Path) -> None:
+    with _run(tmp_path / "a", 1) as a, _run(tmp_path / "b", 2, factor=2) as b:
+        found = _one(compare_stores(a, b, confidence=1 - 1e-15), "p50")
+    assert found.verdict == "none shown"
 
 
 def test_what_failed_or_is_gone_in_the_second_run_is_a_regression(tmp_path: Path) -> None:
@@ -266,6 +332,12 @@ def test_a_store_beside_itself_or_none_is_named(tmp_path: Path, capsys: pytest.C
     assert "the same store" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
     assert "no such measurement store" in capsys.readouterr().err
+    (tmp_path / "empty").touch()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "empty")]) == 2
+    assert "is an empty file" in capsys.readouterr().err
+    assert (tmp_path / "empty").stat().st_size == 0  # reading it made no store of it
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--metric", "p50,p50"]) == 2
+    assert "names one twice" in capsys.readouterr().err
 
 
 def test_export_as_json_csv_and_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +375,34 @@ def test_export_says_what_does_not_go_together(tmp_path: Path, capsys: pytest.Ca
     assert "--samples goes with --format json" in capsys.readouterr().err
     assert main(["measurements", "export", str(tmp_path / "a"), "--format", "parquet"]) == 2
     assert "name a file with -o" in capsys.readouterr().err
+
+
+def test_export_overwrites_nothing_but_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "a"
+    _run(store, 1).close()
+    before = store.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for out, words in (
+        (store, "is the store itself"),
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "folder", "is a folder"),
+        (store / "x.json", "cannot be written"),
+    ):
+        assert main(["measurements", "export", str(store), "-o", str(out)]) == 2
+        assert words in capsys.readouterr().err
+    assert store.read_bytes() == before
+    assert (tmp_path / "pipe").is_fifo()
+    assert main(["measurements", "export", str(store), "-o", str(tmp_path / "new" / "m.json")]) == 0
+
+
+def test_export_has_no_number_that_json_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path / "a", 1).close()
+    with sqlite3.connect(tmp_path / "a") as db:
+        db.execute("UPDATE metrics SET high = 9e999 WHERE name = 'p50'")
+    assert main(["measurements", "export", str(tmp_path / "a")]) == 0
+    data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert next(m["high"] for m in data[0]["metrics"] if m["name"] == "p50") is None
 
 
 def test_the_yardstick_is_work_that_takes_time() -> None:

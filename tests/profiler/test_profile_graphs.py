@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgewise.cli import main
 from edgewise.errors import BundleError, PlanError
 from edgewise.profiler import Store, Subject, measure_latency
+from edgewise.profiler.external_data import external_files
 from edgewise.profiler.graphs import parse_shapes, read_graph
 from edgewise.profiler.nodes import time_by_node
 from edgewise.profiler.rounds import MODES
@@ -68,6 +69,20 @@ def test_external_data_is_part_of_it(tmp_path: Path) -> None:
     data = tmp_path / "m.onnx_data"
     data.write_bytes(data.read_bytes()[:-4] + b"abcd")
     assert read_graph(tmp_path / "m.onnx", {}).digest != graph.digest
+    # Under any name, and as a graph in a node names it.
+    other = onnx.load(_product(tmp_path / "n.onnx"))
+    for name in ("some weights", "more"):
+        tensor = other.graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(np.ones((8, 8), np.float32), name))
+        onnx.external_data_helper.set_external_data(tensor, name)
+    inner = helper.make_graph([], "inner", [], [], [other.graph.initializer.pop()])
+    other.graph.node.append(helper.make_node("If", ["x"], [], then_branch=inner))
+    onnx.save(other, tmp_path / "n.onnx")
+    assert external_files(tmp_path / "n.onnx") == [tmp_path / "more", tmp_path / "some weights"]
+    assert external_files(_product(tmp_path / "plain.onnx")) == []
+    with pytest.raises(ValueError, match="longer than"):
+        (tmp_path / "cut.onnx").write_bytes((tmp_path / "plain.onnx").read_bytes()[:-50])
+        external_files(tmp_path / "cut.onnx")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +91,7 @@ def test_external_data_is_part_of_it(tmp_path: Path) -> None:
         (["x"], "expected an input and its dimensions"),
         (["x=1xa"], "expected an input and its dimensions"),
         (["x=1x2", "x=1x3"], "twice"),
+        (["x=99999999x99999999"], "fit into no device's memory"),
     ],
 )
 def test_a_shape_that_is_none_is_named(given: list[str], words: str) -> None:
@@ -134,7 +150,7 @@ def test_what_does_not_run_is_a_measurement_with_a_reason(tmp_path: Path) -> Non
             spec=MODES["quick"],
         )
     assert [m.status for m in found] == ["failed", "ok"]
-    assert "does not run on the numbers made up for it" in found[0].reason
+    assert "does not run on the numbers made up for it (ids are 0 to 99)" in found[0].reason
     assert "Traceback" not in found[0].reason
 
 
@@ -145,7 +161,12 @@ def test_a_file_that_changed_meanwhile_is_no_measurement(tmp_path: Path) -> None
     _product(tmp_path / "m.onnx", rows=1)
     with Store(tmp_path / "m.sqlite") as store:
         (found,) = measure_latency([Subject("m", graph.form, graph)], [Target()], [_MADE_UP], store=store)
-    assert found.status == "failed"
+        assert found.status == "failed"
+        assert "changed while it was measured" in found.reason
+        (tmp_path / "m.onnx").unlink()
+        (found,) = measure_latency([Subject("m", graph.form, graph)], [Target()], [_MADE_UP], store=store)
+    assert "is gone" in found.reason
+    assert "Traceback" not in found.reason
 
 
 @pytest.mark.parametrize(
@@ -172,6 +193,26 @@ def test_bundles_and_files_are_not_mixed(int8_bundle: Path, tmp_path: Path, caps
     assert "shapes are for ONNX files" in capsys.readouterr().err
     assert main(["profile", str(int8_bundle), "--store", str(tmp_path / "s.sqlite")]) == 2
     assert "--data is missing" in capsys.readouterr().err
+
+
+def test_files_of_one_name_are_told_apart_and_the_json_is_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        files.append(str(_product(tmp_path / folder / "model.onnx")))
+    command = ["profile", "--mode", "quick", "--seconds", "0.02", "--store", str(tmp_path / "s.sqlite"), "--json"]
+    assert main([*command, *files]) == 0
+    out = capsys.readouterr()
+    assert [m["candidate"] for m in json.loads(out.out)] == ["one/model", "two/model"]
+    assert "made-up numbers" in out.err
+    assert main([*command, files[0], files[0]]) == 2
+    assert "given twice" in capsys.readouterr().err
+    assert main([*command, *files, "--shape", "z=1"]) == 2
+    assert "no graph has such an input" in capsys.readouterr().err
+    assert main([*command, *files, "--rows", "3"]) == 2
+    assert "--rows is for bundles" in capsys.readouterr().err
 
 
 def test_time_by_node_type_is_that_of_the_kernels(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle
 from edgewise.cli import main
 from edgewise.data import Row
-from edgewise.errors import EdgewiseError, PlanError
+from edgewise.errors import EdgewiseError, PlanError, UserError
 from edgewise.plan import read_plan
 from edgewise.profiler import Store, Subject, entries, measure_latency
 from edgewise.profiler.measure import Rounds
@@ -263,12 +263,14 @@ def test_of_a_text_that_is_written_each_token_is_timed() -> None:
         time.sleep(0.01)  # as reading the input takes
         return Stream()
 
-    found = ask_tokens(write, [["a"], ["b"]], 0.0, 3)
+    found = ask_tokens(write, [["a"], ["b"]], 0.0, 3, 3)
     assert asked == ["a", "b", "a"]
     assert found["inputs"] == [0, 1, 0]
     assert found["written"] == [3, 3, 3]
     assert found["tokens"] == [7, 7, 7]
     assert min(found["first_ns"]) >= 30e6
+    with pytest.raises(UserError, match="3 tokens were written where 4"):
+        ask_tokens(write, [["a"]], 0.0, 1, 4)
     assert all(whole - first >= 10e6 for whole, first in zip(found["ns"], found["first_ns"], strict=True))
 
 
