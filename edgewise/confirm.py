@@ -106,7 +106,8 @@ class Confirmer:
         compared = [s for (c, r), s in self.subjects.items() if c == entry.candidate and r == plan.reference]
         measure_accuracy(
             list(dict.fromkeys([*compared, subject])), [entry.target], rows, store=self.store, devices=plan.devices,
-            level=plan.confidence, stage="confirm", reference=plan.reference, progress=self.say.update,
+            level=plan.confidence, stage="confirm", reference=plan.reference, slices=plan.data.slices,
+            progress=self.say.update,
         )  # fmt: skip
         measure_latency(
             [subject], [entry.target], rows, store=self.store, devices=plan.devices, spec=plan.profile,

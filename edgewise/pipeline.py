@@ -265,7 +265,7 @@ class _Fit:
         with self.say.step(f"accuracy on {len(rows)} val rows"):
             measured = measure_accuracy(
                 subjects, plan.targets, rows, store=store, devices=plan.devices, level=plan.confidence,
-                reference=plan.reference, progress=self.say.update,
+                reference=plan.reference, slices=plan.data.slices, progress=self.say.update,
             )  # fmt: skip
         with self.say.step("latency, start-up and memory in fresh processes"):
             measured += measure_latency(

@@ -53,7 +53,7 @@ def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
     from edgewise.profiler import Subject
     from edgewise.profiler.graphs import input_names, parse_shapes, read_graph
 
-    for option in ("data", "label", "text_pair", "max_length", "rows"):
+    for option in ("data", "label", "text_pair", "max_length", "rows", "slice"):
         if getattr(args, option) is not None:
             raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
     shapes = parse_shapes(args.shape)
@@ -128,7 +128,13 @@ def _rows(args: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[Row, ...
         raise PlanError(f"--text-pair {args.text_pair!r}: bundles for {task} take one text each: leave it out")
     read_as: Task = "image-classification" if task in IMAGE_TASKS else "text-classification"
     rows = load_rows(
-        args.data, task=read_as, text=args.text, text_pair=args.text_pair, label=args.label, image=args.image
+        args.data,
+        task=read_as,
+        text=args.text,
+        text_pair=args.text_pair,
+        label=args.label,
+        image=args.image,
+        slices=args.slice.split(",") if args.slice else (),
     )[: args.rows]
     if not rows:
         raise DataError(f"{args.data} has no rows")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import PlanError, StoreError
 from edgewise.progress import Reporter
 from edgewise.rundir import store_path
+from edgewise.showing import show
 from edgewise.types import SCENARIOS
 from edgewise.units import check_cores, parse_memory
 
@@ -35,6 +36,9 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", default="image", help="column with the image's file (default: image)")
     parser.add_argument("--text-pair", help="column with the second text of a pair")
     parser.add_argument("--label", help="column with the label; without it no accuracy is measured")
+    parser.add_argument(
+        "--slice", metavar="C,...", help="columns, 'length' or 'class': accuracy on each of their values"
+    )
     parser.add_argument("--rows", type=int, help="at most so many rows")
     parser.add_argument("--provider", default="cpu", metavar="P,...", help="providers (default: cpu)")
     parser.add_argument("--threads", default="1", metavar="N,...", help="threads (default: 1)")
@@ -87,6 +91,7 @@ def run_profile(args: argparse.Namespace) -> int:
             spec=spec,
             level=args.confidence,
             arrivals=arrivals_asked(args, task),
+            slices=args.slice.split(",") if args.slice else (),
             progress=say.update,
         )
     if args.json:
@@ -167,8 +172,6 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _print_measurement(m: Measurement) -> None:
-    from edgewise.showing import show
-
     where = m.target.text() if m.target else ""
     print(f"\n{m.candidate}/{m.recipe} on {where}, {m.scenario}")
     if m.status == "failed":
@@ -179,7 +182,30 @@ def _print_measurement(m: Measurement) -> None:
             continue
         bounds = f"[{show(x.low, x.unit)}, {show(x.high, x.unit)}]" if x.low is not None and x.high is not None else ""
         print(f"  {x.name:<20} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}")
+    rounds = m.conditions.get("rounds") or {}
+    for name, about in (
+        ("disturbed", "other processes took the machine"),
+        ("unsteady", "the thirds of a process differ"),
+    ):
+        if rounds.get(name):
+            print(f"  {name:<20} {len(rounds[name])} of {rounds['count']} rounds: {about}")
+    for part in m.conditions.get("slices") or ():
+        print(f"  {_slice_line(part)}")
     _print_nodes(m)
+
+
+def _slice_line(part: Mapping[str, Any]) -> str:
+    """Accuracy on a slice; of a comparison its drop, or the changed answers."""
+    name, value = "accuracy", part.get("accuracy")
+    unit = "1"
+    if "changed" in part:
+        name, value, unit = "drop", part.get("drop"), "points"
+    n = part.get("n") or len(part.get("rows", ()))
+    if value is None:
+        return f"{part['slice']:<30} {part.get('changed', 0)} of {n} answers changed"
+    return (
+        f"{part['slice']:<30} {name} {show(value, unit)} [{show(part['low'], unit)}, {show(part['high'], unit)}] n={n}"
+    )
 
 
 def _print_nodes(m: Measurement) -> None:

@@ -37,8 +37,12 @@ from edgewise.profiler.results import Answer, WorkerResult
 from edgewise.profiler.store import MeasurementKey, Outcome, Store
 from edgewise.profiler.transport import Children, run_job
 from edgewise.progress import Progress
+from edgewise.slices import Slice, make_slices
 from edgewise.types import Device, Measurement, Metric, Stage, Target
+from edgewise.units import WORST
 
+SMALLEST = 20
+"""Rows of a slice that can be called the worst, as in `edgewise.metrics`."""
 _REUSED = "rows that are not cut at this length were answered once, at the longer one: the same tokens, one text a call"
 
 
@@ -53,12 +57,14 @@ def measure_accuracy(
     stage: Stage = "profile",
     reference: str = "fp32",
     workers: int | None = None,
+    slices: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Answer every row once per subject, provider and length, and compare with the reference recipe of the candidate.
 
     targets: those that differ in threads alone are measured once, with the fewest. workers: processes at the same
-    time (as many as the cores allow, unless given).
+    time (as many as the cores allow, unless given). slices: columns that the rows carry, 'length' or 'class': accuracy
+    on each of their values too, and against the reference (`edgewise.slices`).
 
     Returns the measurements of scenario 'accuracy', then those of scenario 'comparison', as they stand in the store;
     what the store has already is not measured again. A bundle that fails becomes a measurement with its reason.
@@ -68,6 +74,7 @@ def measure_accuracy(
     if len({row.label is None for row in rows}) > 1:
         raise DataError("some rows have a label and others none: give labels to all of them or none")
     run = _Run(list(rows), check_rows(rows), store, check_level(level), stage, progress)
+    run.slice_by(slices)
     by_name = pick_devices(devices, targets)
     try:
         prints = fingerprints(by_name, run.children, run.say)
@@ -148,6 +155,13 @@ class _Run:
         self.finished: dict[int, Measurement] = {}
         self.done = self.total = 0
         self.settings: dict[str, Any] = {"level": level, "metrics": ["accuracy", "f1"]}
+        self.slices: tuple[Slice, ...] = ()
+
+    def slice_by(self, names: Sequence[str]) -> None:
+        """Raises DataError for a slice that the rows do not carry."""
+        if names:
+            self.slices = make_slices(self.rows, names)
+            self.settings["slices"] = list(names)
 
     def task(
         self, subject: Subject, target: Target, device: Device, fingerprint: dict[str, Any] | str, fault: str
@@ -268,7 +282,13 @@ class _Run:
         ]
         known = [label for label in right if label is not None]
         metrics = _metrics([a.index for a in answers.answers], known, labels, self.level) if known else ()
-        self._add(task, self._conditions(task, answers), metrics, outcomes)
+        conditions = self._conditions(task, answers)
+        if self.slices:
+            conditions["slices"] = [{"slice": s.name, "rows": list(s.rows)} for s in self.slices]
+        if self.slices and known:
+            hits = [a.index == label for a, label in zip(answers.answers, right, strict=True)]
+            metrics = (*metrics, on_slices(hits, conditions["slices"], self.level))
+        self._add(task, conditions, metrics, outcomes)
         return answers
 
     def _fail(self, task: _Task, reason: str) -> None:
@@ -319,6 +339,24 @@ class _Run:
             "placement": answers.result.placement,
             "placement_why": answers.result.placement_why,
         }
+
+
+def on_slices(hits: Sequence[bool], slices: Sequence[dict[str, Any]], level: float) -> Metric:
+    """Accuracy on each slice, written into it as 'accuracy', 'low' and 'high'; the worst of those of 20 rows or more.
+
+    All bounds of the slices hold together at `level` (Bonferroni): the worst of many is low by chance alone.
+    """
+    together = 1 - (1 - level) / len(slices)
+    for part in slices:
+        bounds = wilson_bounds(sum(hits[i] for i in part["rows"]), len(part["rows"]), together)
+        part |= {"accuracy": bounds.value, "low": bounds.low, "high": bounds.high}
+    able = [part for part in slices if len(part["rows"]) >= SMALLEST]
+    name = f"{WORST}accuracy"
+    if not able:
+        return Metric(name, "1", None, n=0, kind="unavailable", why=f"no slice has {SMALLEST} rows")
+    worst = min(able, key=lambda part: part["accuracy"])
+    method = f"Wilson, {len(slices)} slices together; the worst is {worst['slice']}"
+    return Metric(name, "1", worst["accuracy"], worst["low"], worst["high"], level, method, len(worst["rows"]))
 
 
 def _metrics(predicted: list[int], right: list[int], labels: Sequence[str], level: float) -> tuple[Metric, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from edgewise.files import digest_json
 from edgewise.paired import paired_drop, words_for_drop
@@ -60,7 +62,62 @@ def _compare(store: Store, m: Measurement, base: Measurement | None, reference: 
     else:
         metrics, words = _paired(store, m, base, reference, level)
         conditions["words"] = words
+        if (moved := _scores(store, m, base)) is not None:
+            conditions["scores"] = moved
+        if parts := m.conditions.get("slices"):
+            conditions["slices"] = _by_slice(store, m, base, parts, level)
     return replace(m, scenario="comparison", conditions=conditions, metrics=metrics, id=None)
+
+
+def _scores(store: Store, m: Measurement, base: Measurement) -> dict[str, float] | None:
+    """Of two labels, how far the score of the second moved, and the threshold that calls it as often as the reference
+    does at 0.5; None where there are more labels, or no scores.
+
+    'largest_gap' is Kolmogorov and Smirnov's: between the two distributions, 0 to 1.
+    """
+    assert m.id is not None
+    assert base.id is not None
+    logits = [[o.logits for o in store.outcomes(number)] for number in (base.id, m.id)]
+    if any(x is None or len(x) != 2 for side in logits for x in side):
+        return None
+    was, now = (np.sort([1 / (1 + np.exp(x[0] - x[1])) for x in side if x is not None]) for side in logits)
+    points = np.concatenate([was, now])
+    ranks = [np.searchsorted(x, points, "right") / len(x) for x in (was, now)]
+    called = int(np.count_nonzero(was > 0.5))
+    ends = np.concatenate([[0.0], now, [1.0]])  # between two scores: that of a row must not decide by rounding
+    threshold = float(ends[len(now) - called : len(now) - called + 2].mean())
+    return {
+        "largest_gap": float(np.max(np.abs(ranks[0] - ranks[1]))),
+        "mean_moved": float(now.mean() - was.mean()),
+        "called_by_reference": called / len(was),
+        "called": float(np.count_nonzero(now > 0.5)) / len(now),
+        "threshold": threshold,
+    }
+
+
+def _by_slice(
+    store: Store, m: Measurement, base: Measurement, parts: Sequence[Mapping[str, Any]], level: float
+) -> list[dict[str, Any]]:
+    """The drop on each slice, in points, its bounds holding together at `level`; without labels the changed answers."""
+    assert m.id is not None
+    assert base.id is not None
+    pairs = list(zip(store.outcomes(base.id), store.outcomes(m.id), strict=True))
+    together = 1 - (1 - level) / len(parts)
+    found = []
+    for part in parts:
+        rows = [pairs[i] for i in part["rows"]]
+        told: dict[str, Any] = {
+            "slice": part["slice"],
+            "n": len(rows),
+            "changed": sum(a.answer != b.answer for a, b in rows),
+        }
+        if all(a.label is not None for a, _ in rows):
+            lost = sum(a.answer == a.label and b.answer != b.label for a, b in rows)
+            gained = sum(a.answer != a.label and b.answer == b.label for a, b in rows)
+            drop = paired_drop(lost, gained, len(rows), together).points
+            told |= {"drop": drop.value, "low": drop.low, "high": drop.high}
+        found.append(told)
+    return found
 
 
 def _unavailable(why: str) -> tuple[Metric, ...]:

@@ -44,13 +44,15 @@ def profile(
     work: Path | None = None,
     seed: int = 0,
     arrivals: Sequence[Arrival] = (Arrival(),),
+    slices: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Measure bundles on targets: accuracy where the rows have labels, else agreement with the reference where it is
     among them; then latency, start-up, memory and size.
 
     bundles: folders, or `Subject`s that name candidate and recipe. rows: real inputs; labels on all of them or none.
-    spec: how long (`Rounds`, or a plan's `profile`). arrivals: the scenarios. Returns the measurements as they stand in
+    spec: how long (`Rounds`, or a plan's `profile`). arrivals: the scenarios. slices: as of
+    `measure_accuracy`. Returns the measurements as they stand in
     the store; what it has already is not measured again, and what fails is a measurement with its reason.
 
     Raises BundleError for a folder that is no bundle, DataError, PlanError for a device that is not among `devices`,
@@ -70,6 +72,7 @@ def profile(
             devices=devices,
             level=level,
             reference=reference,
+            slices=slices,
             progress=progress,
         )
     found += measure_latency(

@@ -20,7 +20,7 @@ from edgewise.errors import WorkerError
 from edgewise.paired import Bounds
 from edgewise.profiler.plumbing import Subject, token_distribution
 from edgewise.profiler.queries import inputs_a_query
-from edgewise.profiler.results import WorkerResult, read_result
+from edgewise.profiler.results import Calls, WorkerResult, read_result
 from edgewise.profiler.roofline import Roofline, roofline, roofline_metric
 from edgewise.profiler.statistics import (
     SAMPLE_NEEDED,
@@ -36,6 +36,10 @@ from edgewise.units import METRICS, PERCENTILES
 
 DISTURBED = 0.10
 """Share of all cores that other processes may take before a round counts as disturbed."""
+
+
+STEADY = 0.10
+"""How far apart the thirds of a process may be before it is called unsteady."""
 
 
 class RoundRule(Protocol):
@@ -181,6 +185,19 @@ def calls_a_round(rule: RoundRule, arrival: Arrival) -> int:
     if arrival.name in ("offline", "sustained"):
         return 1
     return math.ceil(SAMPLE_NEEDED[rule.percentile] / rule.min_rounds)
+
+
+def unsteady(calls: Calls) -> bool:
+    """Whether the time of a call moved while a process was measured: the medians of the three thirds of its calls
+    differ by more than `STEADY` (perf_analyzer's rule). Long and short inputs come in any order, so that each time is
+    held against the line through all of them by their tokens. False where a third has fewer than 10 calls."""
+    ns = np.array(calls.ns, dtype=np.float64)
+    if len(ns) < 30:
+        return False
+    tokens = np.array(calls.tokens, dtype=np.float64)
+    expected = np.polyval(np.polyfit(tokens, ns, 1), tokens) if np.ptp(tokens) > 0 else np.full_like(ns, ns.mean())
+    thirds = [float(np.median(part)) for part in np.array_split(ns / np.maximum(expected, 1.0), 3)]
+    return max(thirds) > (1 + STEADY) * min(thirds)
 
 
 def other_cpu(result: WorkerResult) -> float:
@@ -370,6 +387,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "other_cpu": [None if r.load is None else r.load.other_cpu for _, r in results],
             "steal": [None if r.load is None else r.load.steal for _, r in results],
             "disturbed": series.disturbed(),
+            "unsteady": [n for n, r in results if unsteady(_calls(r))],
             "repeated": {str(n): text for n, text in series.repeats.items()},
             "yardstick": [None if r.yardstick is None else dict(r.yardstick) for _, r in results],
         },

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from scipy import stats
 
 from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle, with_run
@@ -24,7 +25,7 @@ from edgewise.plan import ProfileSpec
 from edgewise.profiler import Store, Subject, entries, measure_accuracy, measure_latency, profile
 from edgewise.profiler.measure import Rounds, subject_of
 from edgewise.profiler.results import Calls, WorkerResult, read_result
-from edgewise.profiler.rounds import Series, calls_a_round
+from edgewise.profiler.rounds import Series, calls_a_round, unsteady
 from edgewise.profiler.statistics import SAMPLE_NEEDED
 from edgewise.profiler.store import MeasurementKey
 from edgewise.profiler.transport import run_job
@@ -192,10 +193,57 @@ def test_a_drop_is_paired_with_the_reference_at_the_same_length(
         assert drop.high is not None
         assert drop.high > 0.5  # so few rows show nothing
         assert compared["int8-dynamic", length].conditions["words"].startswith("Not shown to be within 0.5 points")
+        scores = compared["int8-dynamic", length].conditions["scores"]
+        was, now = (np.array([1 / (1 + np.exp(o.logits[0] - o.logits[1])) for o in x]) for x in (base, ours))
+        assert scores["mean_moved"] == pytest.approx(now.mean() - was.mean())
+        assert scores["largest_gap"] == pytest.approx(stats.ks_2samp(was, now).statistic)
+        # With this threshold the second label is said as often as fp32 says it.
+        assert np.count_nonzero(now > scores["threshold"]) == np.count_nonzero(was > 0.5)
+        assert scores["called_by_reference"] == pytest.approx(np.mean(was > 0.5))
         itself = compared["fp32", length].metric("accuracy_drop")
         assert itself is not None
         assert (itself.value, itself.method) == (0.0, "the reference itself")
     assert [m.id for m in measure_accuracy(subjects, [AT_16, AT_32], rows, store=store)] == [m.id for m in found]
+
+
+def test_accuracy_by_slice_and_its_drop(subjects: list[Subject], review_rows: tuple[Row, ...], store: Store) -> None:
+    rows = [replace(row, slices=(("who", "a" if i % 3 else "b"),)) for i, row in enumerate(review_rows[:120])]
+    found = measure_accuracy(subjects, [AT_32], rows, store=store, slices=["who", "class"])
+    answered = [m for m in found if m.scenario == "accuracy"]
+    parts = {p["slice"]: p for p in answered[1].conditions["slices"]}
+    assert {n for n in parts if n.startswith("who")} == {"who = a", "who = b"}
+    outcomes = store.outcomes(answered[1].id or 0)
+    for part in parts.values():
+        right = [outcomes[i].answer == outcomes[i].label for i in part["rows"]]
+        assert part["accuracy"] == pytest.approx(np.mean(right))
+        assert part["low"] < part["accuracy"] < part["high"]
+    assert parts["who = b"]["rows"] == list(range(0, 120, 3))
+    worst = answered[1].metric("worst_slice_accuracy")
+    assert worst is not None
+    assert worst.value == min(p["accuracy"] for p in parts.values() if len(p["rows"]) >= 20)
+    drops = {p["slice"]: p for p in found[-1].conditions["slices"]}
+    whole = found[-1].metric("accuracy_drop")
+    assert whole is not None
+    sides = [(drops[f"who = {x}"]["drop"], drops[f"who = {x}"]["n"]) for x in "ab"]
+    assert sum(d * n for d, n in sides) / 120 == pytest.approx(whole.value)
+    with pytest.raises(DataError, match="no slice 'colour'"):
+        measure_accuracy(subjects, [AT_32], rows, store=store, slices=["colour"])
+
+
+def test_a_process_whose_calls_become_slower_is_unsteady() -> None:
+    random = np.random.default_rng(1)
+    tokens = random.integers(5, 60, 90)
+
+    def calls(factor: np.ndarray) -> Calls:
+        ns = tuple((1e5 * tokens * factor * (1 + 0.02 * random.standard_normal(90))).astype(int).tolist())
+        one = tuple(range(90))
+        return Calls(ns, one, tuple(tokens.tolist()), one)
+
+    assert not unsteady(calls(np.ones(90)))  # though short and long texts take 1 to 10 times
+    assert unsteady(calls(np.linspace(1, 1.4, 90)))
+    assert unsteady(calls(np.where(np.arange(90) < 30, 1.3, 1.0)))
+    few = calls(np.linspace(1, 3, 90))
+    assert not unsteady(replace(few, ns=few.ns[:20], tokens=few.tokens[:20]))
 
 
 def test_without_labels_the_answers_are_compared(
