@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "select": ("edgewise.verbs_measure", "choose from a measurement store under budgets"),
     "report": ("edgewise.verbs_measure", "write the report of a run"),
     "compare": ("edgewise.verbs_compare", "two runs side by side: what became slower, larger or less accurate"),
-    "measurements": ("edgewise.verbs_compare", "write a measurement store as JSON, CSV or Parquet"),
+    "measurements": ("edgewise.verbs_compare", "a measurement store as JSON, CSV, Parquet, or as a hardware report"),
     "devices": ("edgewise.verbs_devices", "what this machine is and which providers it really runs; other machines"),
     "run": ("edgewise.verbs_run", "answer with a bundle"),
     "inspect": ("edgewise.verbs_inspect", "what a bundle is, from its manifest"),

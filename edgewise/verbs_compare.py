@@ -109,11 +109,15 @@ def add_measurements(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  edgewise measurements export runs/movie-reviews --format csv -o measurements.csv\n"
-        "  edgewise measurements export measurements.sqlite --format json --samples"
+        "  edgewise measurements export measurements.sqlite --format json --samples\n"
+        "  edgewise measurements report measurements.sqlite -o hardware.md"
     )
-    parser.add_argument("action", choices=["export"], help="export: write what a store holds in a format of others")
+    parser.add_argument(
+        "action", choices=["export", "report"],
+        help="export: what a store holds, in a format of others; report: the hardware benchmark report, as Markdown",
+    )  # fmt: skip
     parser.add_argument("store", help="measurement store, or a run folder that has one")
-    parser.add_argument("--format", choices=["json", "csv", "parquet"], default="json", help="(default: json)")
+    parser.add_argument("--format", choices=["json", "csv", "parquet"], help="of export (default: json)")
     parser.add_argument("-o", "--out", help="file (default: standard output; parquet needs a file)")
     parser.add_argument("--samples", action="store_true", help="with json: the nanoseconds of every call too")
 
@@ -121,24 +125,32 @@ def add_measurements(parser: argparse.ArgumentParser) -> None:
 def run_measurements(args: argparse.Namespace) -> int:
     from edgewise.profiler import Store
     from edgewise.profiler.exporting import as_csv, as_json, write_parquet
+    from edgewise.profiler.hardware_report import hardware_report
 
-    if args.samples and args.format != "json":
-        raise PlanError(f"--samples goes with --format json, not {args.format}: a table has one line for each metric")
-    if args.format == "parquet" and not args.out:
+    if args.action == "report" and (args.samples or args.format):
+        raise PlanError("--format and --samples are for export: the report is Markdown")
+    kind = args.format or "json"
+    if args.samples and kind != "json":
+        raise PlanError(f"--samples goes with --format json, not {kind}: a table has one line for each metric")
+    if kind == "parquet" and not args.out:
         raise PlanError("--format parquet is binary: name a file with -o")
     path = store_path(args.store)
     if args.out and Path(args.out).exists() and Path(args.out).samefile(path):
         raise PlanError(f"-o {args.out} is the store itself: name another file")
     with Store(path) as store:
-        if args.format == "parquet":
+        if kind == "parquet":
             write_parquet(store, Path(args.out))
+            print(args.out)
+            return 0
+        if args.action == "report":
+            text = hardware_report(store, f"Hardware report of {Path(args.store).resolve().name}")
         else:
-            text = as_csv(store) if args.format == "csv" else as_json(store, samples=args.samples)
-            if not args.out:
-                sys.stdout.write(text)
-                return 0
-            from edgewise.files import write_text
+            text = as_csv(store) if kind == "csv" else as_json(store, samples=args.samples)
+    if not args.out:
+        sys.stdout.write(text)
+        return 0
+    from edgewise.files import write_text
 
-            write_text(Path(args.out), text)
+    write_text(Path(args.out), text)
     print(args.out)
     return 0

@@ -369,6 +369,19 @@ def test_export_as_json_csv_and_parquet(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows[0]["measurement"] == 1
 
 
+def test_a_report_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {"status": "failed", "reason": "out of | memory", "metrics": ()}
+    _run(tmp_path / "a", 1, disturbed=[2], measurement=failed).close()
+    assert main(["measurements", "report", str(tmp_path / "a"), "-o", str(tmp_path / "r.md")]) == 0
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "a CPU" in text
+    assert "90.00%" in text  # accuracy
+    assert "out of \\| memory" in text  # and the table is whole
+    capsys.readouterr()
+    assert main(["measurements", "report", str(tmp_path / "a"), "--format", "csv"]) == 2
+    assert "the report is Markdown" in capsys.readouterr().err
+
+
 def test_export_says_what_does_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(tmp_path / "a", 1).close()
     assert main(["measurements", "export", str(tmp_path / "a"), "--format", "csv", "--samples"]) == 2

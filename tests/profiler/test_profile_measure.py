@@ -20,9 +20,10 @@ from scipy import stats
 from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle, with_run
 from edgewise.data import Row
-from edgewise.errors import DataError, PlanError, UserError
+from edgewise.errors import DataError, PlanError, StoreError, UserError
 from edgewise.plan import ProfileSpec
 from edgewise.profiler import Store, Subject, entries, measure_accuracy, measure_latency, profile
+from edgewise.profiler.hardware_report import hardware_report
 from edgewise.profiler.measure import Rounds, subject_of
 from edgewise.profiler.results import Calls, WorkerResult, read_result
 from edgewise.profiler.rounds import Series, calls_a_round, unsteady
@@ -31,7 +32,9 @@ from edgewise.profiler.store import MeasurementKey
 from edgewise.profiler.transport import run_job
 from edgewise.profiler.vitals import Load
 from edgewise.runtime import load
+from edgewise.showing import show
 from edgewise.types import Device, Measurement, RunSettings, Target
+from edgewise.units import METRICS
 
 SHORT = Rounds(percentile="p50", width=0.9, min_rounds=5, max_rounds=5, seconds=0.02)
 AT_32 = Target("here", RunSettings(max_length=32))
@@ -89,6 +92,27 @@ def test_every_metric_of_latency_is_there_with_bounds_or_a_reason(
         phases = sum(by_name[f"startup_{p}"].value or 0 for p in ("interpreter", "imports", "load", "session", "first"))
         assert phases < (by_name["startup"].value or 0)
         assert by_name["empty_rss"].value < by_name["uss"].value < by_name["peak_rss"].value  # type: ignore[operator]
+
+
+def test_the_hardware_report_has_every_number_and_says_what_it_means(
+    timed: tuple[Store, list[Measurement], list[str]], tmp_path: Path
+) -> None:
+    report = hardware_report(timed[0], "Hardware report")
+    lines = report.splitlines()
+    for m in timed[1]:
+        row = next(line for line in lines if line.startswith(f"| {m.candidate}/{m.recipe} ") and " ms [" in line)
+        for name in ("p50", "latency_mean"):
+            metric = m.metric(name)
+            assert metric is not None
+            assert f"{show(metric.value, 's')} [{show(metric.low, 's')}, {show(metric.high, 's')}]" in row
+        for metric in m.metrics:
+            if metric.value is not None:
+                assert f"- **{metric.name.replace('_', ' ')}**: {METRICS[metric.name].about}" in lines
+    for part in ("Machines", "How it was measured", "Start-up", "Memory and size", "Inside the graph"):
+        assert f"## {part}" in lines
+    assert "MatMul" in report
+    with pytest.raises(StoreError, match="holds no measurements"):
+        hardware_report(Store(tmp_path / "none.sqlite"), "none")
 
 
 def test_metrics_are_those_of_the_raw_samples(timed: tuple[Store, list[Measurement], list[str]]) -> None:
