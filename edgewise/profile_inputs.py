@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from edgewise.profiler import Subject
     from edgewise.profiler.graphs import GraphFile
 
+_ANSWERS: dict[str, tuple[Task, ...]] = {
+    "label": ("text-classification", "image-classification"),
+    "tags": ("token-classification",),
+    "target": ("text2text-generation",),
+}
+"""Option that names the column with what is right -> the tasks that have it."""
 _MADE_UP = Row(text="numbers made up for the graph's inputs")
 
 
@@ -53,7 +59,7 @@ def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
     from edgewise.profiler import Subject
     from edgewise.profiler.graphs import input_names, parse_shapes, read_graph
 
-    for option in ("data", "label", "text_pair", "max_length", "rows", "slice"):
+    for option in ("data", "label", "tags", "target", "text_pair", "max_length", "rows", "slice"):
         if getattr(args, option) is not None:
             raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
     shapes = parse_shapes(args.shape)
@@ -114,28 +120,35 @@ def _task(bundles: Sequence[Bundle]) -> Task:
 
 def _rows(args: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[Row, ...]:
     task = _task(bundles)
-    kinds = {b.manifest.problem_type for b in bundles}
-    one_label = task in ("text-classification", "image-classification") and kinds <= {
-        None,
-        "single_label_classification",
-    }
-    if args.label is not None and not one_label:
-        raise PlanError(
-            f"--label {args.label!r}: accuracy is measured for one label an input, and these bundles are for "
-            f"{task}{''.join(f', {k}' for k in sorted(filter(None, kinds)))}: leave it out to measure all but accuracy"
-        )
+    problems = list(dict.fromkeys(b.manifest.problem_type for b in bundles))
+    if len(problems) > 1:
+        raise PlanError(f"the bundles are for {' and '.join(map(str, problems))}: profile those of one kind at a time")
+    for option, tasks in _ANSWERS.items():
+        if getattr(args, option) is not None and task not in tasks:
+            raise PlanError(f"--{option} {getattr(args, option)!r} is for {' and '.join(tasks)}, not for {task}")
     if args.text_pair is not None and task not in PAIR_TASKS:
         raise PlanError(f"--text-pair {args.text_pair!r}: bundles for {task} take one text each: leave it out")
-    read_as: Task = "image-classification" if task in IMAGE_TASKS else "text-classification"
+    problem: Any = problems[0] if args.label is not None and problems[0] else "single_label_classification"
     rows = load_rows(
         args.data,
-        task=read_as,
+        task=_read_as(args, task),
+        problem_type=problem,
         text=args.text,
         text_pair=args.text_pair,
         label=args.label,
+        tokens=args.tokens,
+        tags=args.tags,
+        target=args.target,
         image=args.image,
         slices=args.slice.split(",") if args.slice else (),
     )[: args.rows]
     if not rows:
         raise DataError(f"{args.data} has no rows")
     return rows
+
+
+def _read_as(args: argparse.Namespace, task: Task) -> Task:
+    """The task whose rows the data has: that of the bundles where the answers are given, else plain texts or images."""
+    if task in IMAGE_TASKS:
+        return "image-classification"
+    return task if args.tags is not None or args.target is not None else "text-classification"

@@ -35,7 +35,12 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="text", help="column with the text (default: text)")
     parser.add_argument("--image", default="image", help="column with the image's file (default: image)")
     parser.add_argument("--text-pair", help="column with the second text of a pair")
-    parser.add_argument("--label", help="column with the label; without it no accuracy is measured")
+    parser.add_argument(
+        "--label", help="column with the label, or labels or number; without it no accuracy is measured"
+    )
+    parser.add_argument("--tokens", default="tokens", help="column with the words, for --tags (default: tokens)")
+    parser.add_argument("--tags", help="column with the tag of each word, of token classification")
+    parser.add_argument("--target", help="column with the text that is right, of text to text")
     parser.add_argument(
         "--slice", metavar="C,...", help="columns, 'length' or 'class': accuracy on each of their values"
     )

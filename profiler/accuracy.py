@@ -33,6 +33,7 @@ from edgewise.profiler.plumbing import (
     token_distribution,
 )
 from edgewise.profiler.proportions import confusion, f1_bounds, wilson_bounds
+from edgewise.profiler.quality import answer_number, kind_of_subject, quality_metrics, reference_of
 from edgewise.profiler.results import Answer, WorkerResult
 from edgewise.profiler.store import MeasurementKey, Outcome, Store
 from edgewise.profiler.transport import Children, run_job
@@ -71,7 +72,7 @@ def measure_accuracy(
     Without labels the answers are kept, and compared with those of the reference (`agreement`): no accuracy then.
     Raises DataError for no rows, or labels on some of them alone; UserError for a device that cannot run the worker.
     """
-    if len({row.label is None for row in rows}) > 1:
+    if len({has_reference(row) for row in rows}) > 1:
         raise DataError("some rows have a label and others none: give labels to all of them or none")
     run = _Run(list(rows), check_rows(rows), store, check_level(level), stage, progress)
     run.slice_by(slices)
@@ -154,7 +155,7 @@ class _Run:
         self.children = Children()
         self.finished: dict[int, Measurement] = {}
         self.done = self.total = 0
-        self.settings: dict[str, Any] = {"level": level, "metrics": ["accuracy", "f1"]}
+        self.settings: dict[str, Any] = {"level": level}
         self.slices: tuple[Slice, ...] = ()
 
     def slice_by(self, names: Sequence[str]) -> None:
@@ -176,22 +177,34 @@ class _Run:
             self.stage,
             self.inputs_digest,
             str(known.get("digest", "")),
-            digest_json(self._settings(device)),
+            digest_json(self._settings(device, subject)),
         )
         failure = fault or (fingerprint if isinstance(fingerprint, str) else "") or self._label_fault(subject)
         return _Task(subject, target, device, known, key, failure)
 
-    def _settings(self, device: Device) -> dict[str, Any]:
-        return {**self.settings, **held_to(device)}
+    def _settings(self, device: Device, subject: Subject) -> dict[str, Any]:
+        return {**self.settings, "metrics": self._names(subject), **held_to(device)}
+
+    @staticmethod
+    def _names(subject: Subject) -> list[str]:
+        """Of the metrics."""
+        from edgewise.metrics import default_metrics
+
+        problem: Any = subject.manifest.problem_type
+        return list(default_metrics(subject.manifest.task, problem)) if kind_of_subject(subject) else []
 
     def _label_fault(self, subject: Subject) -> str:
         """Why these rows cannot judge this bundle, or ''."""
-        manifest = subject.manifest
-        if manifest.problem_type not in (None, "single_label_classification"):
-            return f"accuracy of {manifest.problem_type} is not measured by this version; take a single-label model"
-        unknown = sorted({r.label for r in self.rows if r.label is not None} - set(manifest.labels))
-        if unknown:
-            return f"the rows have labels {unknown} that {subject.name} does not know: it has {list(manifest.labels)}"
+        kind, known = kind_of_subject(subject), set(subject.manifest.labels)
+        if kind is None:
+            return f"this version measures no answers of {subject.manifest.task}, its times alone"
+        if kind in ("class", "multi", "tags"):
+            told = [reference_of(row, kind) for row in self.rows]
+            named = {x for r in told if r is not None for x in ([r] if kind == "class" else r)}
+            if unknown := sorted(named - known):
+                return f"the rows have labels {unknown} that {subject.name} does not know: it has {sorted(known)}"
+        if has_reference(self.rows[0]) and reference_of(self.rows[0], kind) is None:
+            return f"the rows have no answers to compare with, as {subject.manifest.task} wants them"
         return ""
 
     def measure(self, tasks: Sequence[_Task], workers: int | None) -> None:
@@ -274,22 +287,42 @@ class _Run:
         except EdgewiseError as error:
             self._fail(task, str(error))
             return None
-        labels = task.subject.manifest.labels
-        right = [None if row.label is None else labels.index(row.label) for row in self.rows]
-        outcomes = [
-            Outcome(row.id, a.index, label, a.score, a.logits)
-            for row, a, label in zip(self.rows, answers.answers, right, strict=True)
-        ]
-        known = [label for label in right if label is not None]
-        metrics = _metrics([a.index for a in answers.answers], known, labels, self.level) if known else ()
+        metrics, outcomes, hits = self._judge(task, answers.answers)
         conditions = self._conditions(task, answers)
         if self.slices:
             conditions["slices"] = [{"slice": s.name, "rows": list(s.rows)} for s in self.slices]
-        if self.slices and known:
-            hits = [a.index == label for a, label in zip(answers.answers, right, strict=True)]
+        if self.slices and hits:
             metrics = (*metrics, on_slices(hits, conditions["slices"], self.level))
         self._add(task, conditions, metrics, outcomes)
         return answers
+
+    def _judge(self, task: _Task, answers: Sequence[Answer]) -> tuple[tuple[Metric, ...], list[Outcome], list[bool]]:
+        """(metrics, the outcome of each row, whether each is right; none without labels, or where right is no yes or
+        no)."""
+        kind, labels = kind_of_subject(task.subject) or "class", task.subject.manifest.labels
+        told = [reference_of(row, kind) for row in self.rows]
+        labelled = None not in told
+        if kind == "class":
+            right = [None if r is None else labels.index(r) for r in told]
+            outcomes = [
+                Outcome(row.id, a.index, label, a.score, a.logits)
+                for row, a, label in zip(self.rows, answers, right, strict=True)
+            ]
+            known = [label for label in right if label is not None]
+            metrics = _metrics([a.index for a in answers], known, labels, self.level) if known else ()
+        else:
+            given = [a.given for a in answers]
+            numbers = [[None if v is None else answer_number(v, kind) for v in side] for side in (given, told)]
+            # Of regression no two answers are the same: it has no outcomes.
+            outcomes = [
+                Outcome(row.id, answer or 0, label, 0.0)
+                for row, answer, label in zip(self.rows, *numbers, strict=True)
+                if kind != "number"
+            ]
+            names = self._names(task.subject)
+            metrics = quality_metrics(task.subject, names, given, told, self.level) if labelled else ()
+        hits = [o.answer == o.label for o in outcomes] if labelled and kind in ("class", "multi") else []
+        return metrics, outcomes, hits
 
     def _fail(self, task: _Task, reason: str) -> None:
         measurement = self._measurement(task, self._base(task), (), "failed", reason)
@@ -323,7 +356,7 @@ class _Run:
         return {
             "fingerprint": task.fingerprint,
             "fingerprint_digest": task.key.fingerprint_digest,
-            "settings": self._settings(task.device),
+            "settings": self._settings(task.device, task.subject),
             "settings_digest": task.key.settings_digest,
             "device": device_conditions(task.device),
         }
@@ -339,6 +372,11 @@ class _Run:
             "placement": answers.result.placement,
             "placement_why": answers.result.placement_why,
         }
+
+
+def has_reference(row: Row) -> bool:
+    """Whether a row says what is right."""
+    return any(x is not None for x in (row.label, row.labels, row.number, row.tags, row.target))
 
 
 def on_slices(hits: Sequence[bool], slices: Sequence[dict[str, Any]], level: float) -> Metric:

@@ -78,7 +78,7 @@ def _scores(store: Store, m: Measurement, base: Measurement) -> dict[str, float]
     assert m.id is not None
     assert base.id is not None
     logits = [[o.logits for o in store.outcomes(number)] for number in (base.id, m.id)]
-    if any(x is None or len(x) != 2 for side in logits for x in side):
+    if not logits[0] or any(x is None or len(x) != 2 for side in logits for x in side):
         return None
     was, now = (np.sort([1 / (1 + np.exp(x[0] - x[1])) for x in side if x is not None]) for side in logits)
     points = np.concatenate([was, now])
@@ -134,6 +134,8 @@ def _paired(
     assert m.id is not None
     assert base.id is not None
     pairs = list(zip(store.outcomes(base.id), store.outcomes(m.id), strict=True))
+    if not pairs:
+        return _unavailable("a number is no answer that is the same or another one"), ""
     lost = sum(a.answer == a.label and b.answer != b.label for a, b in pairs)
     gained = sum(a.answer != a.label and b.answer == b.label for a, b in pairs)
     changed = sum(a.answer != b.answer for a, b in pairs)

@@ -9,7 +9,7 @@ from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle
 from edgewise.data import Row
 from edgewise.errors import DataError
-from edgewise.profiler.accuracy import measure_accuracy
+from edgewise.profiler.accuracy import has_reference, measure_accuracy
 from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import entries
 from edgewise.profiler.latency import measure_latency
@@ -58,7 +58,7 @@ def profile(
     Raises BundleError for a folder that is no bundle, DataError, PlanError for a device that is not among `devices`,
     UserError for a device whose interpreter cannot run the worker.
     """
-    labelled = sum(row.label is not None for row in rows)
+    labelled = sum(has_reference(row) for row in rows)
     if 0 < labelled < len(rows):
         raise DataError(f"{len(rows) - labelled} of {len(rows)} rows have no label: give labels to all of them or none")
     subjects = [b if isinstance(b, Subject) else subject_of(b) for b in bundles]

@@ -25,6 +25,8 @@ class Answer:
     logits: tuple[float, ...]
     n_tokens: int
     truncated: bool
+    given: Any = None
+    """The answer itself, where it is not one label: see `edgewise.profiler.given`."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,10 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
     if one["start"]["protocol"] != PROTOCOL:
         raise ValueError(f"protocol {one['start']['protocol']}")
     answers = tuple(
-        Answer(str(i), int(index), float(score), tuple(map(float, logits)), int(tokens), bool(cut))
+        Answer(str(i), int(index), float(score), tuple(map(float, logits)), int(tokens), bool(cut), *given)
         for e in events
         if e["event"] == "answers"
-        for i, index, score, logits, tokens, cut in e["items"]
+        for i, index, score, logits, tokens, cut, *given in e["items"]
     )
     return WorkerResult(
         pid=int(one["start"]["pid"]),

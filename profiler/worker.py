@@ -216,6 +216,8 @@ def _warm_up(predict: Predict, batches: list[list[Item]], rule: Mapping[str, Any
 
 
 def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
+    from edgewise.profiler.given import answer_rows
+
     model = _loader(job)(verify=job["verify"])
     lines = _lines(folder)
     # Whole batches, in order: the batch changes the answers of dynamic int8.
@@ -223,14 +225,8 @@ def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     parent = os.getppid()
     for start in range(0, len(lines), step):
         chunk = lines[start : start + step]
-        answers = model.predict([_item(line, folder) for line in chunk])
-        results.write(
-            "answers",
-            items=[
-                [line["id"], a.index, a.score, list(a.logits), a.n_tokens, a.truncated]
-                for line, a in zip(chunk, answers, strict=True)
-            ],
-        )
+        answers = answer_rows(model, [_item(line, folder) for line in chunk])
+        results.write("answers", items=[[line["id"], *a] for line, a in zip(chunk, answers, strict=True)])
         if os.getppid() != parent:
             raise EdgewiseError("the process that asked for this job is gone")
     _measured(model, results)

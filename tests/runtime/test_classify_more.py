@@ -401,3 +401,31 @@ def test_any_text_goes_in_windows_or_is_refused(short_model, text: str, windows:
 @pytest.fixture(scope="module")
 def short_model(fp32_bundle: Path) -> TextClassifier:
     return edgewise.load(fp32_bundle, max_length=16)
+
+
+def test_a_profile_measures_several_labels(several, review_rows, tmp_path: Path) -> None:
+    from edgewise.bundle import read_bundle
+    from edgewise.profiler import Store, Subject, measure_accuracy
+    from edgewise.trainer.evaluation import evaluate_checkpoint
+    from edgewise.types import RunSettings, Target
+
+    checkpoint, bundle = several
+    rows = [
+        replace(
+            r,
+            label=None,
+            labels=tuple(n for n, has in (("long", len(r.text) > 110), ("positive", r.label == "positive")) if has),
+        )
+        for r in review_rows[:60]
+    ]
+    theirs = evaluate_checkpoint(
+        checkpoint, rows, ("long", "positive"), problem_type="multi_label_classification", max_length=48
+    )
+    subject = Subject("several", "fp32", read_bundle(bundle))
+    with Store(tmp_path / "m.sqlite") as store:
+        target = Target("here", RunSettings(max_length=48))
+        found, _ = measure_accuracy([subject], [target], rows, store=store, slices=["class"])
+    assert found.reason == ""
+    ours = {m.name: m for m in found.metrics}
+    assert {n: s.value for n, s in theirs.items()} == pytest.approx({n: ours[n].value for n in theirs})
+    assert ours["worst_slice_accuracy"].value == min(p["accuracy"] for p in found.conditions["slices"])

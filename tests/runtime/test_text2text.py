@@ -325,3 +325,27 @@ def test_a_profile_times_its_tokens(bundle: Path, words, tmp_path: Path) -> None
     means = [sum(s.ns) / len(s.ns) / 1e9 for s in samples]
     assert values["ttft_mean"] + 5 * values["tpot_mean"] == pytest.approx(sum(means) / len(means), rel=1e-6)
     assert values["token_throughput"] <= 6 / min(means)
+
+
+def test_a_profile_measures_the_trainers_metrics(t5: Path, bundle: Path, words, tmp_path: Path) -> None:
+    from edgewise.bundle import read_bundle
+    from edgewise.profiler import Store, Subject, measure_accuracy
+    from edgewise.trainer.evaluation import evaluate_checkpoint
+    from edgewise.types import RunSettings, Target
+
+    spec = DataSpec(
+        path="asset:phonemes", text="word", target="phonemes", split={"train": 0.8, "val": 0.1, "confirm": 0.1}
+    )
+    wanted = set(words[1][:60])
+    rows = [r for r in load_splits(spec, "text2text-generation", Path).val if r.text in wanted]
+    theirs = evaluate_checkpoint(t5, rows, task="text2text-generation", max_length=LETTERS + 2)
+    subject = Subject("t5", "fp32", read_bundle(bundle))
+    with Store(tmp_path / "m.sqlite") as store:
+        found, _ = measure_accuracy([subject], [Target("here", RunSettings())], rows, store=store)
+        outcomes = store.outcomes(found.id or 0)
+    assert found.reason == ""
+    ours = {m.name: m for m in found.metrics}
+    assert {n: m.value for n, m in ours.items()} == pytest.approx({n: s.value for n, s in theirs.items()})
+    assert ours["char_error"].high is not None
+    right = sum(o.answer == o.label for o in outcomes)
+    assert ours["exact_match"].value == pytest.approx(right / len(rows))

@@ -246,3 +246,31 @@ def test_any_text_is_answered_or_refused(model, text: str, strategy: Any, stride
     else:
         assert all(0 <= e["start"] <= e["end"] <= len(text) and 0 <= e["score"] <= 1 for e in found)
         assert [e["start"] for e in found] == sorted(e["start"] for e in found)
+
+
+def test_a_profile_measures_the_trainers_metrics(checkpoint: Path, bundle: Path, addresses, tmp_path: Path) -> None:
+    from edgewise.bundle import read_bundle
+    from edgewise.profiler import Store, Subject, measure_accuracy
+    from edgewise.trainer.evaluation import evaluate_checkpoint
+    from edgewise.types import RunSettings, Target
+
+    rows = addresses[-80:]
+    subject = Subject("addresses", "fp32", read_bundle(bundle))
+    labels = subject.manifest.labels
+    theirs = evaluate_checkpoint(checkpoint, rows, labels, task="token-classification", max_length=16)
+    with Store(tmp_path / "m.sqlite") as store:
+        target = Target("here", RunSettings(max_length=16))  # so short that some words are not read
+        found, compared = measure_accuracy([subject], [target], rows, store=store)
+        outcomes = store.outcomes(found.id or 0)
+    assert found.reason == ""
+    assert found.conditions["inputs"]["truncated"] > 0
+    assert {m.name: m.value for m in found.metrics} == pytest.approx({n: s.value for n, s in theirs.items()})
+    for metric in found.metrics:
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.value is not None
+        assert metric.low <= metric.value <= metric.high
+    assert len(outcomes) == 80
+    agreement = compared.metric("agreement")
+    assert agreement is not None
+    assert agreement.value == 1.0
