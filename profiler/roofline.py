@@ -2,7 +2,8 @@
 
 The least time of a call is the larger of two: that of its products at the machine's measured peaks, and that of
 reading its weights from memory once a run. Weights that fit into the last cache need not be read from memory, so that
-they do not count. What is not a product (normalizations, softmax, tokenizing) counts as nothing: it is a limit.
+they do not count; nor do embeddings, not even those that the last product of a language model reads whole. What is no
+product (normalizations, softmax, tokenizing) counts as nothing: it is a limit.
 """
 
 from __future__ import annotations
