@@ -35,8 +35,9 @@ def entries(
     """Every bundle on every target, and every candidate that failed before it was one, in the order first measured.
 
     stage: 'profile' (val rows) or 'confirm'. digests: only bundles with these content digests, and failures.
-    inputs_digest: only measurements on these rows. Of the same thing measured twice the later one counts; accuracy
-    joins only what was measured on a machine with the same fingerprint.
+    inputs_digest: only measurements on these rows. Of the same thing measured twice the later one counts, and of a
+    bundle that was built anew under the same names, on each device, the one that was measured last; accuracy joins only
+    what was measured on a machine with the same fingerprint.
     """
     wanted = [
         m
@@ -45,7 +46,9 @@ def entries(
         and (m.stage != stage or inputs_digest is None or m.inputs_digest == inputs_digest)
     ]
     early = _latest((m for m in wanted if m.stage in ("train", "export")), _early_key)
-    timed = _latest((m for m in wanted if m.stage == stage and m.scenario in SCENARIOS), _timed_key)
+    ours = [m for m in wanted if m.stage == stage and m.scenario in SCENARIOS]
+    built = {_bundle_key(m): m.content_digest for m in ours}
+    timed = _latest((m for m in ours if m.content_digest == built[_bundle_key(m)]), _timed_key)
     answered = _latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
     found = [_join(m, early.values(), answered) for m in _by_place(timed.values())]
     return found + [
@@ -60,6 +63,10 @@ def _latest(measurements: Iterable[Measurement], key: Any) -> dict[Any, Measurem
     for m in measurements:
         found[key(m)] = m  # a dict keeps the place of the first and the value of the last
     return found
+
+
+def _bundle_key(m: Measurement) -> tuple[Any, ...]:
+    return (m.candidate, m.recipe, m.target.device if m.target else None)
 
 
 def _early_key(m: Measurement) -> tuple[Any, ...]:

@@ -184,6 +184,7 @@ print(json.dumps([config.model_type, list(config.id2label.values()), logits]))
 """
 
 
+@pytest.mark.slow
 def test_model_by_id(hub: Hub, tmp_path: Path) -> None:
     folder = hub.folder("models", "acme/tiny")
     write_tiny_bert(folder)

@@ -46,6 +46,7 @@ CELLS: dict[str, tuple[Task, str, Callable[[int], Any]]] = {
     "dinov2 image": ("image-classification", "image", lambda v: hf.Dinov2Config(**IMAGE)),
 }  # fmt: skip
 WITH_LORA = ("bert single", "bert tokens", "gpt2 text", "gpt2 single", "t5 text", "vit image")
+SLOW = (("t5 text", "prompt"), ("t5 text", "lora"), ("llama text", "prompt"))
 STRATEGIES = [(cell, s) for cell in CELLS for s in ("plain", "prompt", *(["lora"] if cell in WITH_LORA else []))]
 
 
@@ -119,7 +120,9 @@ def exported(
 # ---- every cell
 
 
-@pytest.mark.parametrize(("cell", "strategy"), STRATEGIES)
+@pytest.mark.parametrize(
+    ("cell", "strategy"), [pytest.param(*x, marks=pytest.mark.slow) if x in SLOW else x for x in STRATEGIES]
+)
 def test_the_graphs_answer_as_pytorch_does(exported, cell: str, strategy: str) -> None:
     _, bundles = exported(cell, strategy)
     task = CELLS[cell][0]

@@ -204,6 +204,7 @@ def test_what_fails_in_one_scenario_is_said_of_it(
     assert entry.metrics["p50"].value is not None
 
 
+@pytest.mark.slow
 def test_the_command_measures_scenarios(
     int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -228,3 +228,17 @@ def test_a_bundle_whose_accuracy_failed_is_a_failed_entry(store: Store) -> None:
     store.add(replace(ANSWERED, status="failed", reason="it hung", metrics=()))
     (entry,) = entries(store)
     assert (entry.status, entry.reason) == ("failed", "accuracy: it hung")
+
+
+def test_of_a_bundle_that_was_built_anew_the_later_one_counts(store: Store) -> None:
+    store.add(TIMED)
+    store.add(replace(ANSWERED, inputs_digest="i"))
+    anew = replace(TIMED, content_digest="sha256:new", metrics=(replace(P95, value=0.003),))
+    store.add(anew)
+    there = replace(TIMED, target=Target("there", TARGET.run))  # another device has the older one alone
+    store.add(there)
+    found = {e.target.device: e for e in entries(store) if e.target is not None}
+    assert {d: e.content_digest for d, e in found.items()} == {"here": "sha256:new", "there": "sha256:c"}
+    assert found["here"].metrics["p95"].value == 0.003
+    assert "accuracy" not in found["here"].metrics  # that was the older one's
+    assert len(entries(store, digests={"sha256:c"})) == 2  # both can still be asked for

@@ -403,6 +403,7 @@ def short_model(fp32_bundle: Path) -> TextClassifier:
     return edgewise.load(fp32_bundle, max_length=16)
 
 
+@pytest.mark.slow
 def test_a_profile_measures_several_labels(several, review_rows, tmp_path: Path) -> None:
     from edgewise.bundle import read_bundle
     from edgewise.profiler import Store, Subject, measure_accuracy

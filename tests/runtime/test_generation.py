@@ -461,6 +461,7 @@ def test_smollm2_writes_what_pytorch_writes(tmp_path: Path, sentences) -> None:
         assert model(chat, max_new_tokens=8) == other(chat, max_new_tokens=8)
 
 
+@pytest.mark.slow
 def test_a_profile_times_its_tokens(portable: Path, sentences, tmp_path: Path) -> None:
     from edgewise.profiler import Store, entries
 

@@ -248,6 +248,7 @@ def test_any_text_is_answered_or_refused(model, text: str, strategy: Any, stride
         assert [e["start"] for e in found] == sorted(e["start"] for e in found)
 
 
+@pytest.mark.slow
 def test_a_profile_measures_the_trainers_metrics(checkpoint: Path, bundle: Path, addresses, tmp_path: Path) -> None:
     from edgewise.bundle import read_bundle
     from edgewise.profiler import Store, Subject, measure_accuracy

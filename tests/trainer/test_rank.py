@@ -284,6 +284,7 @@ def test_rank_drops_what_fails_or_is_slow_and_trains_the_others(
     json.dumps(msgspec.to_builtins(found))
 
 
+@pytest.mark.slow
 def test_the_better_half_trains_on_more_rows(
     candidates: list[RankCandidate], review_splits: Splits, tmp_path: Path
 ) -> None:
@@ -381,6 +382,7 @@ def csv(review_splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
+@pytest.mark.slow
 def test_the_verb_with_a_budget(
     csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
