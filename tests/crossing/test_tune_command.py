@@ -45,6 +45,7 @@ def test_strategies_side_by_side(minilm: Path, rows: Path, tmp_path: Path) -> No
     assert (tmp_path / "m" / "lora" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_plan_trains_each_candidate_and_one_that_fails_stops_none(minilm: Path, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(
         f"""version: 1

@@ -418,7 +418,11 @@ def test_an_opset_that_cannot_be(tuned: Path, tmp_path: Path) -> None:
 # ---- ONNX files of others
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n != "llama features"])
+FOREIGN = [n for n in MODELS if n != "llama features"]
+LONG = ("t5 text", "bert mask")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FOREIGN])
 def test_an_onnx_file_of_every_task_becomes_a_bundle(name: str, checkpoint, tmp_path: Path) -> None:
     (ours,) = made(export(checkpoint(name), ["fp32"], out=tmp_path / "ours")).values()
     theirs = Path(shutil.copytree(ours.path, tmp_path / "theirs"))

@@ -46,7 +46,13 @@ CELLS: dict[str, tuple[Task, str, Callable[[int], Any]]] = {
     "dinov2 image": ("image-classification", "image", lambda v: hf.Dinov2Config(**IMAGE)),
 }  # fmt: skip
 WITH_LORA = ("bert single", "bert tokens", "gpt2 text", "gpt2 single", "t5 text", "vit image")
-SLOW = (("t5 text", "prompt"), ("t5 text", "lora"), ("llama text", "prompt"))
+SLOW = (
+    ("t5 text", "prompt"),
+    ("t5 text", "lora"),
+    ("llama text", "prompt"),
+    ("gpt2 text", "prompt"),
+    ("bert tokens", "lora"),
+)
 STRATEGIES = [(cell, s) for cell in CELLS for s in ("plain", "prompt", *(["lora"] if cell in WITH_LORA else []))]
 
 

@@ -225,7 +225,7 @@ def _scores(base: Base, folder: Path, rows: Sequence[Row]) -> np.ndarray:
     return np.array(found)
 
 
-SLOW = ("number", "sounds", "tags")
+SLOW = ("number", "sounds", "tags", "writes")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in GIVEN])

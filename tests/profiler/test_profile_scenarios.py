@@ -140,6 +140,7 @@ def test_single_stream_keeps_the_settings_that_older_stores_know() -> None:
     assert Arrival("server", rate=5.0).settings() == {"scenario": {"name": "server", "rate": 5.0}}
 
 
+@pytest.mark.slow
 def test_every_scenario_of_a_bundle_joins_one_entry(
     int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path
 ) -> None:

@@ -327,6 +327,7 @@ def test_a_profile_times_its_tokens(bundle: Path, words, tmp_path: Path) -> None
     assert values["token_throughput"] <= 6 / min(means)
 
 
+@pytest.mark.slow
 def test_a_profile_measures_the_trainers_metrics(t5: Path, bundle: Path, words, tmp_path: Path) -> None:
     from edgewise.bundle import read_bundle
     from edgewise.profiler import Store, Subject, measure_accuracy

@@ -97,7 +97,12 @@ def spec(case: Case, strategy: str, **changes: object) -> TuneSpec:
     return msgspec.structs.replace(FAST, strategy=strategy, keep_layers=case.keep, **changes)
 
 
-@pytest.mark.parametrize(("name", "strategy"), CELLS)
+SLOW = (("t5 text", "prompt"), ("t5 text", "lora"))
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"), [pytest.param(*c, marks=pytest.mark.slow) if tuple(c) in SLOW else c for c in CELLS]
+)
 def test_a_cell_trains_measures_what_it_saved_and_exports(
     minilm: Path, tmp_path: Path, name: str, strategy: str
 ) -> None:
