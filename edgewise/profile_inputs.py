@@ -34,7 +34,7 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
 
     Raises BundleError, DataError, PlanError for options that do not go together.
     """
-    from edgewise.profiler import Subject
+    from edgewise.profiler.measure import subject_of
 
     graphs = [path for path in args.bundle if Path(path).suffix == ".onnx"]
     if graphs and len(graphs) < len(args.bundle):
@@ -48,11 +48,7 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
         raise PlanError(f"--shape {args.shape[0]}: a bundle is fed with the rows of --data; shapes are for ONNX files")
     if args.data is None:
         raise PlanError("--data is missing: bundles are measured on real rows, such as --data reviews.csv")
-    subjects = [
-        Subject(b.manifest.source.get("candidate", b.path.name), b.manifest.source.get("recipe", b.path.name), b)
-        for b in bundles
-    ]
-    return subjects, _rows(args, bundles), _task(bundles)
+    return [subject_of(b) for b in bundles], _rows(args, bundles), _task(bundles)
 
 
 def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:

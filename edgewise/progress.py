@@ -12,8 +12,14 @@ from typing import Any, TextIO
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what): how long work tells how far it is; total may grow."""
+Say = Callable[[str], None]
+"""say(what): what is waited for, in words."""
 _EVERY_SECONDS = 15.0
 """Between two plain lines of one step."""
+
+
+def no_words(text: str) -> None:
+    """Where nobody wants to know what is waited for."""
 
 
 class Reporter:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
@@ -30,3 +32,15 @@ def _digits(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def show_fact(key: str, fingerprint: Mapping[str, Any]) -> str:
+    """A fact of a machine's fingerprint for people; what is not known says why."""
+    value = fingerprint.get(key)
+    if value is None:
+        return f"unknown ({(fingerprint.get('why') or {}).get(key, 'cannot be read here')})"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value / 1e9:.1f} GB" if key.endswith(("memory", "bytes")) else str(value)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import EdgewiseError, PlanError
+from edgewise.progress import Say, no_words
+from edgewise.showing import show_fact
 from edgewise.types import PROVIDERS, Device
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _one(args: argparse.Namespace, devices: Sequence[Device]) -> int:
     return 0
 
 
-def _described(device: Device, say: Callable[[str], None] = lambda text: None) -> WorkerResult:
+def _described(device: Device, say: Say = no_words) -> WorkerResult:
     from edgewise.profiler.plumbing import describe_device
     from edgewise.profiler.transport import Children
 
@@ -138,7 +140,7 @@ def _print_check(check: Mapping[str, Any]) -> None:
     print(f"{'edgewise':<16} ready")
     fingerprint = check["fingerprint"]
     for key in ("machine", "cpu", "usable_cores", "memory", "digest"):
-        print(f"{key:<16} {_shown(key, fingerprint.get(key), fingerprint)}")
+        print(f"{key:<16} {show_fact(key, fingerprint)}")
     print(f"{'providers':<16} {', '.join(t['provider'] for t in check['providers'] if t['runs']) or 'none runs'}")
 
 
@@ -150,21 +152,11 @@ def _print_described(found: WorkerResult, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_as_json(found), indent=2))
         return
-    for key, value in found.fingerprint.items():
+    for key in found.fingerprint:
         if key != "why":
-            print(f"{key:<16} {_shown(key, value, found.fingerprint)}")
+            print(f"{key:<16} {show_fact(key, found.fingerprint)}")
     for trial in found.trials:
         state = "runs" if trial["runs"] else f"does not run: {trial['why']}"
         print(f"{'provider':<16} {trial['provider']}: {state}")
     missing = [p for p in PROVIDERS if p not in {t["provider"] for t in found.trials}]
     print(f"{'not built in':<16} {', '.join(missing)}")
-
-
-def _shown(key: str, value: Any, fingerprint: Any) -> str:
-    if value is None:
-        return f"unknown ({(fingerprint.get('why') or {}).get(key, 'cannot be read here')})"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value / 1e9:.1f} GB" if key.endswith(("memory", "bytes")) else str(value)

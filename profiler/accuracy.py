@@ -42,8 +42,6 @@ from edgewise.slices import Slice, make_slices
 from edgewise.types import Device, Measurement, Metric, Stage, Target
 from edgewise.units import WORST
 
-SMALLEST = 20
-"""Rows of a slice that can be called the worst, as in `edgewise.metrics`."""
 _REUSED = "rows that are not cut at this length were answered once, at the longer one: the same tokens, one text a call"
 
 
@@ -384,14 +382,16 @@ def on_slices(hits: Sequence[bool], slices: Sequence[dict[str, Any]], level: flo
 
     All bounds of the slices hold together at `level` (Bonferroni): the worst of many is low by chance alone.
     """
+    from edgewise.metrics import SMALLEST_SLICE
+
     together = 1 - (1 - level) / len(slices)
     for part in slices:
         bounds = wilson_bounds(sum(hits[i] for i in part["rows"]), len(part["rows"]), together)
         part |= {"accuracy": bounds.value, "low": bounds.low, "high": bounds.high}
-    able = [part for part in slices if len(part["rows"]) >= SMALLEST]
+    able = [part for part in slices if len(part["rows"]) >= SMALLEST_SLICE]
     name = f"{WORST}accuracy"
     if not able:
-        return Metric(name, "1", None, n=0, kind="unavailable", why=f"no slice has {SMALLEST} rows")
+        return Metric(name, "1", None, n=0, kind="unavailable", why=f"no slice has {SMALLEST_SLICE} rows")
     worst = min(able, key=lambda part: part["accuracy"])
     method = f"Wilson, {len(slices)} slices together; the worst is {worst['slice']}"
     return Metric(name, "1", worst["accuracy"], worst["low"], worst["high"], level, method, len(worst["rows"]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgewise.profiler.limits import ROOT, UNIFIED, read_groups
+from edgewise.profiler.limits import ROOT, UNIFIED, read_groups, read_text
 
 _PATIENCE_S = 2.0
 """How long a group may take to let its last process go."""
@@ -68,7 +68,7 @@ class Group:
         """Remove it, and end what the worker started and left in it."""
         end = time.monotonic() + _PATIENCE_S
         while not _removed(self.folder) and time.monotonic() < end:
-            for left in _text(self.folder / "cgroup.procs").split():
+            for left in read_text(self.folder / "cgroup.procs").split():
                 if left != "0":  # a process of another namespace, which has no number here
                     with suppress(OSError):
                         os.kill(int(left), signal.SIGKILL)
@@ -113,7 +113,7 @@ def _places(root: Path) -> Iterator[Path]:
 def _make(group: Group, memory: int, root: Path, limit: Callable[[Path, int, bool], None]) -> None:
     # v2 hands a controller on only where the parent says so, and only where no process stands in the parent.
     # Switching that on would change a group that is not ours.
-    if group.version == 2 and "memory" not in _text(group.folder.parent / "cgroup.subtree_control").split():
+    if group.version == 2 and "memory" not in read_text(group.folder.parent / "cgroup.subtree_control").split():
         raise OSError("its groups have no memory controller")
     group.folder.mkdir()
     try:
@@ -140,7 +140,7 @@ def _limit_v1(folder: Path, memory: int, swap: bool) -> None:
 
 
 def _has_swap(root: Path) -> bool:
-    return len(_text(root / "proc/swaps").splitlines()) > 1
+    return len(read_text(root / "proc/swaps").splitlines()) > 1
 
 
 def _removed(folder: Path) -> bool:
@@ -163,19 +163,12 @@ def _write(path: Path, value: int) -> None:
         os.close(handle)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> int | None:
-    text = _text(path).strip()
+    text = read_text(path)
     return int(text) if text.isdigit() else None
 
 
 def _pairs(path: Path) -> dict[str, int]:
     """Lines such as 'oom_kill 1'."""
-    parts = [line.split() for line in _text(path).splitlines()]
+    parts = [line.split() for line in read_text(path).splitlines()]
     return {p[0]: int(p[1]) for p in parts if len(p) == 2 and p[1].isdigit()}

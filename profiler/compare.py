@@ -18,6 +18,8 @@ import numpy as np
 
 from edgewise.errors import EdgewiseError, StoreError
 from edgewise.paired import check_level, paired_drop
+from edgewise.profiler.comparison import turned
+from edgewise.profiler.joining import latest
 from edgewise.profiler.rounds import token_times
 from edgewise.profiler.statistics import process_quantile, student_quantile
 from edgewise.profiler.store import Store
@@ -154,11 +156,12 @@ Key = tuple[str, str, str, str, str]
 
 def _latest(store: Store) -> dict[Key, Measurement]:
     """Of each thing measured the last measurement; later ones take the place of earlier ones."""
-    found: dict[Key, Measurement] = {}
-    for m in store.measurements():
-        if m.target is not None and m.stage in ("profile", "confirm") and m.scenario != "comparison":
-            found[m.candidate, m.recipe, m.target.text(), m.scenario, m.stage] = m
-    return found
+    timed = (m for m in store.measurements() if m.target is not None and m.stage in ("profile", "confirm"))
+    return latest((m for m in timed if m.scenario != "comparison"), _key)
+
+
+def _key(m: Measurement) -> Key:
+    return m.candidate, m.recipe, m.target.text() if m.target else "", m.scenario, m.stage
 
 
 def _subject(key: Key) -> str:
@@ -280,9 +283,7 @@ def _of_accuracy(base: Difference, pair: _Pair) -> Difference:
     assert pair.m.id is not None
     assert pair.n.id is not None
     rows = list(zip(pair.a.outcomes(pair.m.id), pair.b.outcomes(pair.n.id), strict=True))
-    lost = sum(p.answer == p.label and q.answer != q.label for p, q in rows)
-    gained = sum(p.answer != p.label and q.answer == q.label for p, q in rows)
-    changed = sum(p.answer != q.answer for p, q in rows)
+    lost, gained, changed = turned(rows)
     if changed == 0:
         return replace(base, change=0.0, low=0.0, high=0.0, verdict="equal", why="every answer is the same")
     drop = paired_drop(lost, gained, len(rows), (1 + pair.level) / 2).points

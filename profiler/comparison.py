@@ -12,7 +12,7 @@ from edgewise.files import digest_json
 from edgewise.paired import paired_drop, words_for_drop
 from edgewise.profiler.joining import answer_settings
 from edgewise.profiler.proportions import wilson_bounds
-from edgewise.profiler.store import Store, key_of
+from edgewise.profiler.store import Outcome, Store, key_of
 from edgewise.types import Measurement, Metric
 
 _LIMIT_POINTS = 0.5
@@ -35,6 +35,13 @@ def compare_with_reference(
         stored = store.find(key_of(comparison))
         found.append(stored or replace(comparison, id=store.add(comparison)))
     return found
+
+
+def turned(pairs: Sequence[tuple[Outcome, Outcome]]) -> tuple[int, int, int]:
+    """(right, then wrong; wrong, then right; another answer) of rows that were answered twice."""
+    lost = sum(a.answer == a.label and b.answer != b.label for a, b in pairs)
+    gained = sum(a.answer != a.label and b.answer == b.label for a, b in pairs)
+    return lost, gained, sum(a.answer != b.answer for a, b in pairs)
 
 
 def _place(m: Measurement) -> tuple[Any, ...]:
@@ -106,14 +113,9 @@ def _by_slice(
     found = []
     for part in parts:
         rows = [pairs[i] for i in part["rows"]]
-        told: dict[str, Any] = {
-            "slice": part["slice"],
-            "n": len(rows),
-            "changed": sum(a.answer != b.answer for a, b in rows),
-        }
+        lost, gained, changed = turned(rows)
+        told: dict[str, Any] = {"slice": part["slice"], "n": len(rows), "changed": changed}
         if all(a.label is not None for a, _ in rows):
-            lost = sum(a.answer == a.label and b.answer != b.label for a, b in rows)
-            gained = sum(a.answer != a.label and b.answer == b.label for a, b in rows)
             drop = paired_drop(lost, gained, len(rows), together).points
             told |= {"drop": drop.value, "low": drop.low, "high": drop.high}
         found.append(told)
@@ -136,9 +138,7 @@ def _paired(
     pairs = list(zip(store.outcomes(base.id), store.outcomes(m.id), strict=True))
     if not pairs:
         return _unavailable("a number is no answer that is the same or another one"), ""
-    lost = sum(a.answer == a.label and b.answer != b.label for a, b in pairs)
-    gained = sum(a.answer != a.label and b.answer == b.label for a, b in pairs)
-    changed = sum(a.answer != b.answer for a, b in pairs)
+    lost, gained, changed = turned(pairs)
     same = (
         wilson_bounds(changed, len(pairs), level).as_metric("changed_answers", "1", level),
         wilson_bounds(len(pairs) - changed, len(pairs), level).as_metric("agreement", "1", level),

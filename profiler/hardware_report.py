@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgewise.errors import StoreError
+from edgewise.profiler.joining import latest
 from edgewise.profiler.store import Store
-from edgewise.showing import show
+from edgewise.showing import show, show_fact
 from edgewise.types import SCENARIOS, Measurement, Metric
 from edgewise.units import METRICS, PERCENTILES
 
@@ -23,7 +24,7 @@ _MOST_TYPES, _MOST_INPUTS = 5, 6
 
 def hardware_report(store: Store, title: str) -> str:
     """Markdown. Of the same thing measured twice the later one. Raises StoreError for a store without measurements."""
-    found = list({_key(m): m for m in store.measurements() if m.target is not None}.values())
+    found = list(latest((m for m in store.measurements() if m.target is not None), _key).values())
     if not found:
         raise StoreError(f"{store.path} holds no measurements: `edgewise profile` makes some")
     created = sorted(store.created().values())
@@ -59,19 +60,10 @@ def _machines(found: Sequence[Measurement]) -> list[str]:
         if machine and m.target:
             seen.setdefault((m.target.device, machine.get("digest")), machine)
     for (device, _), machine in seen.items():
-        rows = [(name, _machine_value(name, machine)) for name in _MACHINE]
+        rows = [(name, show_fact(name, machine)) for name in _MACHINE]
         rows += [(f"version of {p}", str(v)) for p, v in (machine.get("versions") or {}).items()]
         lines += ["", f"**{_escape(device)}**", "", *_table(("what", "value"), rows)]
     return lines
-
-
-def _machine_value(name: str, fingerprint: Mapping[str, Any]) -> str:
-    value = fingerprint.get(name)
-    if value is None:
-        return f"unknown: {(fingerprint.get('why') or {}).get(name, 'cannot be read there')}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return show(value, "B") if name.endswith("memory") or name == "memory_limit" else str(value)
 
 
 def _how(timed: Sequence[Measurement]) -> list[str]:

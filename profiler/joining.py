@@ -6,7 +6,7 @@ change an answer; size and training time belong to the bundle. An entry joins th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.files import digest_json
@@ -45,11 +45,11 @@ def entries(
         if (digests is None or m.content_digest is None or m.content_digest in digests)
         and (m.stage != stage or inputs_digest is None or m.inputs_digest == inputs_digest)
     ]
-    early = _latest((m for m in wanted if m.stage in ("train", "export")), _early_key)
+    early = latest((m for m in wanted if m.stage in ("train", "export")), _early_key)
     ours = [m for m in wanted if m.stage == stage and m.scenario in SCENARIOS]
     built = {_bundle_key(m): m.content_digest for m in ours}
-    timed = _latest((m for m in ours if m.content_digest == built[_bundle_key(m)]), _timed_key)
-    answered = _latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
+    timed = latest((m for m in ours if m.content_digest == built[_bundle_key(m)]), _timed_key)
+    answered = latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
     found = [_join(m, early.values(), answered) for m in _by_place(timed.values())]
     return found + [
         Entry(m.candidate, m.recipe, m.content_digest, m.target, {x.name: x for x in m.metrics}, "failed", m.reason)
@@ -58,7 +58,8 @@ def entries(
     ]
 
 
-def _latest(measurements: Iterable[Measurement], key: Any) -> dict[Any, Measurement]:
+def latest(measurements: Iterable[Measurement], key: Callable[[Measurement], Any]) -> dict[Any, Measurement]:
+    """Of those with the same key the last one, in the order of the first."""
     found: dict[Any, Measurement] = {}
     for m in measurements:
         found[key(m)] = m  # a dict keeps the place of the first and the value of the last

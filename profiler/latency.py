@@ -116,6 +116,10 @@ def warm_up(arrival: Arrival) -> dict[str, float]:
     return dict(_WARM_UP_WRITING if arrival.name == "generation" else WARM_UP)
 
 
+def _peaks_key(s: Series) -> tuple[str, int]:
+    return s.device.name, s.target.run.threads
+
+
 class _Run:
     """One call of measure_latency: its settings, and the steps that share them."""
 
@@ -131,6 +135,8 @@ class _Run:
         self.children = Children()
         self.done = self.total = 0
         self.counting = Lock()
+        self.peaks: dict[tuple[str, int], Mapping[str, Any]] = {}
+        """(device, threads) -> what the machine can do with so many: the same for every bundle."""
         self.busy: set[str | None] = set()
         """The machines, by their address, that were disturbed all the time."""
         self.settings: dict[str, Any] = {
@@ -171,7 +177,13 @@ class _Run:
         inputs = min(len(self.rows), _MAX_INPUTS)
         series = Series(subject, target, device, key, folder, known, arrival, failure=failure, n_inputs=inputs)
         series.resume()
+        for result in series.rounds.values():
+            self._keep_peaks(series, result)
         return series
+
+    def _keep_peaks(self, s: Series, result: WorkerResult) -> None:
+        if result.peaks is not None:
+            self.peaks.setdefault(_peaks_key(s), result.peaks)
 
     def _settings(self, arrival: Arrival, device: Device) -> dict[str, Any]:
         calls = {"min_calls": calls_a_round(self.rule, arrival), "warmup": warm_up(arrival)}
@@ -241,6 +253,7 @@ class _Run:
                 raise WorkerError("the worker ended without timed calls")
             if result.fingerprint.get("digest") != s.key.fingerprint_digest:
                 raise WorkerError("the machine's fingerprint changed while it was measured: start again")
+            self._keep_peaks(s, result)
         except NoSpaceError:
             raise  # not the bundle's fault, and the next one would meet it too
         except UserError as error:
@@ -268,6 +281,7 @@ class _Run:
             "min_calls": calls_a_round(self.rule, s.arrival),
             "scenario": s.arrival.job(1_000_003 * self.seed + number),
             "placement": number == 0,
+            "peaks": number == 0 and s.target.run.provider == "cpu" and _peaks_key(s) not in self.peaks,
         }
         timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"]))
         return run_job(
@@ -276,6 +290,7 @@ class _Run:
 
     def finish(self, s: Series) -> Measurement:
         """Compute the metrics, append the measurement to the store, forget the raw files."""
+        s.peaks = self.peaks.get(_peaks_key(s)) if s.target.run.provider == "cpu" else None
         measurement = Measurement(
             candidate=s.subject.candidate,
             recipe=s.subject.recipe,

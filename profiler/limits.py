@@ -101,7 +101,8 @@ def _way_up(mount: Path, inner: PurePosixPath) -> tuple[Path, ...]:
     return tuple(f for f in dict.fromkeys(folders) if f.is_dir())
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of the kernel without the blanks around it; '' where it cannot be read."""
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError:
@@ -109,15 +110,15 @@ def _text(path: Path) -> str:
 
 
 def _bytes(path: Path) -> list[int]:
-    text = _text(path)
+    text = read_text(path)
     return [int(text)] if text.isdigit() and int(text) < _NO_LIMIT else []
 
 
 def _v2_cores(folder: Path) -> list[float]:
-    parts = _text(folder / "cpu.max").split()
+    parts = read_text(folder / "cpu.max").split()
     return [int(parts[0]) / int(parts[1])] if len(parts) == 2 and parts[0].isdigit() else []
 
 
 def _v1_cores(folder: Path) -> list[float]:
-    quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
     return [int(quota) / int(period)] if quota.isdigit() and period.isdigit() and int(quota) > 0 else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgewise.arrival import Arrival
-from edgewise.bundle import read_bundle
+from edgewise.bundle import Bundle, read_bundle
 from edgewise.data import Row
 from edgewise.errors import DataError
 from edgewise.profiler.accuracy import has_reference, measure_accuracy
@@ -14,6 +14,7 @@ from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import entries
 from edgewise.profiler.latency import measure_latency
 from edgewise.profiler.plumbing import Subject, no_progress
+from edgewise.profiler.quality import kind_of_subject
 from edgewise.profiler.rounds import RoundRule, Rounds
 from edgewise.profiler.store import Store
 from edgewise.progress import Progress
@@ -94,12 +95,12 @@ def profile(
 def _comparable(subjects: Sequence[Subject], reference: str) -> bool:
     """Whether answers without labels say something: one label an input, a reference, and others beside it."""
     recipes = {s.recipe for s in subjects}
-    return reference in recipes and len(recipes) > 1 and all(s.one_label for s in subjects)
+    return reference in recipes and len(recipes) > 1 and all(kind_of_subject(s) == "class" for s in subjects)
 
 
-def subject_of(folder: str | Path) -> Subject:
-    """A bundle folder with the names that its manifest gives: its candidate, its recipe."""
-    bundle = read_bundle(folder)
+def subject_of(given: Bundle | str | Path) -> Subject:
+    """A bundle, or the folder of one, with the names that its manifest gives: its candidate, its recipe."""
+    bundle = given if isinstance(given, Bundle) else read_bundle(given)
     source = bundle.manifest.source
     candidate = source.get("candidate") or bundle.path.name
     return Subject(str(candidate), str(source.get("recipe") or bundle.manifest.recipe.name), bundle)

@@ -15,6 +15,7 @@ from edgewise.errors import DataError, EdgewiseError, PlanError, UserError, Work
 from edgewise.profiler.graphs import GraphFile
 from edgewise.profiler.results import WorkerResult
 from edgewise.profiler.transport import Children, run_job, sweep_jobs
+from edgewise.progress import Say, no_words
 from edgewise.types import Device, RunSettings, Target, to_dict
 
 T = TypeVar("T")
@@ -38,15 +39,6 @@ class Subject:
         return self.bundle.size if isinstance(self.bundle, GraphFile) else self.bundle.manifest.size
 
     @property
-    def one_label(self) -> bool:
-        """Whether each input gets one label."""
-        if isinstance(self.bundle, GraphFile):
-            return False
-        manifest = self.bundle.manifest
-        kinds = (None, "single_label_classification")
-        return manifest.task in ("text-classification", "image-classification") and manifest.problem_type in kinds
-
-    @property
     def manifest(self) -> Manifest:
         """Of a bundle. Raises EdgewiseError for an ONNX file, which has none."""
         if isinstance(self.bundle, GraphFile):
@@ -68,12 +60,8 @@ def pick_devices(devices: Sequence[Device], targets: Sequence[Target]) -> dict[s
     return {name: d for name, d in by_name.items() if any(t.device == name for t in targets)}
 
 
-def no_words(text: str) -> None:
-    """Where nobody wants to know what is waited for."""
-
-
 def describe_device(
-    device: Device, children: Children, *, providers: bool = False, say: Callable[[str], None] = no_words
+    device: Device, children: Children, *, providers: bool = False, say: Say = no_words
 ) -> WorkerResult:
     """Ask a device for its fingerprint, and with `providers` which of these really run there.
 
@@ -85,7 +73,7 @@ def describe_device(
     return run_job(device, job, [], children=children, timeout_s=120, say=say)
 
 
-def fingerprint_of(device: Device, children: Children, say: Callable[[str], None] = no_words) -> dict[str, Any] | str:
+def fingerprint_of(device: Device, children: Children, say: Say = no_words) -> dict[str, Any] | str:
     """The device's fingerprint, or why there is none. Raises UserError as `describe_device` does."""
     try:
         return dict(describe_device(device, children, say=say).fingerprint)
@@ -94,7 +82,7 @@ def fingerprint_of(device: Device, children: Children, say: Callable[[str], None
 
 
 def fingerprints(
-    devices: Mapping[str, Device], children: Children, say: Callable[[str], None] = no_words
+    devices: Mapping[str, Device], children: Children, say: Say = no_words
 ) -> dict[str, dict[str, Any] | str]:
     """The fingerprint of each device, asked at the same time, or why there is none.
 

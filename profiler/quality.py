@@ -17,6 +17,7 @@ import numpy as np
 from edgewise.data import Row
 from edgewise.errors import DataError
 from edgewise.metric_inputs import DataKind, kind_of
+from edgewise.profiler.graphs import GraphFile
 from edgewise.profiler.plumbing import Subject
 from edgewise.types import Metric
 
@@ -26,8 +27,10 @@ _DIGITS = 12
 
 
 def kind_of_subject(subject: Subject) -> DataKind | None:
-    """The form of its answers; None for a task without answers to compare, and for language modelling, whose
-    probabilities the runtime does not give."""
+    """The form of its answers; None for an ONNX file, for a task without answers to compare, and for language
+    modelling, whose probabilities the runtime does not give."""
+    if isinstance(subject.bundle, GraphFile):
+        return None
     problem: Any = subject.manifest.problem_type
     try:
         kind = kind_of(subject.manifest.task, problem)

@@ -95,6 +95,8 @@ class Series:
     failure: str = ""
     n_inputs: int = 1
     """Of a job."""
+    peaks: Mapping[str, Any] | None = None
+    """Of the machine with the target's threads: see `edgewise.profiler.peaks`."""
 
     @property
     def text(self) -> str:
@@ -230,9 +232,9 @@ def latency_metrics(series: Series, level: float) -> tuple[Metric, ...]:
 
 
 def _roofline(series: Series) -> Roofline | None:
-    """From the one round that was profiled."""
+    """From the one round that was profiled, and the peaks of its machine."""
     profiled = next((r for r in series.rounds.values() if r.nodes is not None), None)
-    return None if profiled is None else roofline(series.subject, profiled.nodes, profiled.peaks)
+    return None if profiled is None else roofline(series.subject, profiled.nodes, series.peaks)
 
 
 def _process_metrics(series: Series, level: float) -> tuple[Metric, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 from edgewise.errors import BundleChangedError
 from edgewise.profiler import remote
 from edgewise.profiler.link import Connection, LinkCutError, cut_is_clear
+from edgewise.progress import Say
 
 _CHUNK = 1 << 18
 _NOISE = 1500
 _THANKS_S = 5.0
 
-Say = Callable[[str], None]
 Piece = tuple[str, bytes | Path]
 """A file's name there, and what is in it."""
 

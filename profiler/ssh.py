@@ -23,9 +23,10 @@ from edgewise.files import sha256_file
 from edgewise.profiler import remote
 from edgewise.profiler.device_wheel import installed_wheel
 from edgewise.profiler.link import Connection, LinkCutError, where
-from edgewise.profiler.session import Piece, RefusedError, Say, run_session
+from edgewise.profiler.session import Piece, RefusedError, run_session
 from edgewise.profiler.tasks import Task, wait_for
 from edgewise.profiler.there import Facts, There, script_name, there_of
+from edgewise.progress import Say, no_words
 from edgewise.types import Device
 
 _KILL_S = 10.0
@@ -129,14 +130,14 @@ def _ended(there: There, answer: Mapping[str, Any]) -> Ended:
 async def _check(device: Device, install: bool) -> Facts:
     there = there_of(device)
     with _clear(there):
-        return await _ready(there, lambda text: None, install=install)
+        return await _ready(there, no_words, install=install)
 
 
 async def _clean(device: Device) -> dict[str, Any]:
     there = there_of(device)
     with _clear(there):
-        there.facts = await there.steady(lambda c: _hello(there, c), _quiet)
-        found = await there.steady(lambda c: there.ask(c, "clean", {}, say=_quiet), _quiet)
+        there.facts = await there.steady(lambda c: _hello(there, c), no_words)
+        found = await there.steady(lambda c: there.ask(c, "clean", {}, say=no_words), no_words)
         there.facts = None
         there.bundles.clear()
         return found
@@ -153,10 +154,6 @@ async def _telling(what: str, work: Coroutine[Any, Any, T], say: Say) -> T:
         return await task
     finally:
         task.cancel()
-
-
-def _quiet(text: str) -> None:
-    """Where nobody wants to know."""
 
 
 async def _ready(there: There, say: Say, *, install: bool = True) -> Facts:
@@ -212,7 +209,7 @@ async def _hello(there: There, connection: Connection) -> Facts:
     async def once() -> AsyncIterator[bytes]:
         yield source
 
-    found = await run_session(connection, _bootstrap(there, len(source)), once(), _quiet, None)
+    found = await run_session(connection, _bootstrap(there, len(source)), once(), no_words, None)
     return Facts(found["root"], found["python"], found["version"])
 
 

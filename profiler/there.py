@@ -17,7 +17,8 @@ from edgewise.errors import WorkerError
 from edgewise.files import sha256_file
 from edgewise.profiler import remote
 from edgewise.profiler.link import Connection, LinkCutError, open_link
-from edgewise.profiler.session import Piece, Say, frames, run_session
+from edgewise.profiler.session import Piece, frames, run_session
+from edgewise.progress import Say
 from edgewise.types import Device
 
 FOLDER = "~/.cache/edgewise-device"

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from edgewise.profiler.results import (
     read_result,
 )
 from edgewise.profiler.worker import PROTOCOL
+from edgewise.progress import Say, no_words
 from edgewise.types import Device
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -110,7 +111,7 @@ def run_job(
     children: Children | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     keep: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = no_words,
 ) -> WorkerResult:
     """Run one job in a fresh process and return what it found.
 
@@ -191,9 +192,7 @@ def _run_worker(device: Device, folder: Path, children: Children, timeout_s: flo
     return _killed(folder, killed) if killed else code
 
 
-def _run_there(
-    device: Device, folder: Path, children: Children, timeout_s: float, *, say: Callable[[str], None]
-) -> int:
+def _run_there(device: Device, folder: Path, children: Children, timeout_s: float, *, say: Say) -> int:
     """The same on another machine; its exit code."""
     from edgewise.profiler.ssh import run_there
 

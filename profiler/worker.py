@@ -127,7 +127,7 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     results.write("startup", ns=_startup(phases, ready_ns, answered))
     results.write("memory", phase="empty", **asdict(empty))
     results.write("memory", phase="first", **asdict(first))
-    results.write("warmup", **_warm_up(_answering(model, arrival), batches, job["warmup"]))
+    results.write("warmup", **_warm_up(_answering(model, write), batches, job["warmup"]))
     gc.collect()
     gc.freeze()
     start, energy = mark_load(), mark_energy()
@@ -144,7 +144,7 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     results.write("yardstick", ns=read_yardstick())  # after the last reading of memory, which it is no part of
     if job.get("placement"):
         model.close()
-        _place(folder, job, results, lambda again: _some(_answering(again, arrival), batches))
+        _place(folder, job, results, lambda again: _some(_answering(again, _writer(again, arrival)), batches))
 
 
 def _some(predict: Predict, batches: list[list[Item]]) -> int:
@@ -166,15 +166,11 @@ def _writer(model: Any, arrival: Mapping[str, Any]) -> Write | None:
     return partial(model.token_stream, ignore_eos=True, **options)
 
 
-def _answering(model: Any, arrival: Mapping[str, Any]) -> Predict:
-    """What answers a query of the scenario."""
-    write = _writer(model, arrival)
-    predict: Predict = model.predict if write is None else _whole(write)
-    return predict
-
-
-def _whole(write: Write) -> Predict:
-    """A writer as what answers a batch: of one input, to its end."""
+def _answering(model: Any, write: Write | None) -> Predict:
+    """What answers a query of the scenario; with a writer a batch of one input, to its end."""
+    if write is None:
+        predict: Predict = model.predict
+        return predict
 
     def answer(batch: Sequence[Any]) -> Sequence[Any]:
         stream = write(batch[0])
@@ -258,7 +254,7 @@ def _place(folder: Path, job: Mapping[str, Any], results: _Results, answer: Call
             # What ran is the truth: what was assigned is told in part by some providers (WebGPU, onnxruntime 1.27).
             results.write("placement", nodes=nodes.pop("placed") or told, why="")
             results.write("nodes", calls=calls, **nodes)
-        if job["job"] == "latency" and job["run"]["provider"] == "cpu":
+        if job.get("peaks"):
             from edgewise.profiler.peaks import read_peaks
 
             results.write("peaks", **read_peaks(job["run"]["threads"]))

@@ -5,8 +5,10 @@ Made once and kept in the cache folder beside the assets; tune and export find w
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,30 @@ def int8_bundle(bundles: dict[str, Path]) -> Path:
 def bundle_copy(int8_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the int8 bundle that a test may break."""
     return Path(shutil.copytree(int8_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def check_token_times(tmp_path: Path) -> Callable[[Path, list[str]], None]:
+    """Profiles a bundle that writes, on texts, and holds its numbers against each other and against the raw times."""
+
+    def check(bundle: Path, texts: list[str]) -> None:
+        from edgewise.cli import main
+        from edgewise.profiler import Store, entries
+
+        rows, store = tmp_path / "rows.jsonl", tmp_path / "m.sqlite"
+        rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+        command = ["profile", str(bundle), "--data", str(rows), "--store", str(store), "--mode", "quick"]
+        assert main([*command, "--seconds", "0.05", "--new-tokens", "6"]) == 0
+        with Store(store) as opened:
+            (found,) = opened.measurements()
+            (entry,) = entries(opened)
+            samples = opened.samples(found.id or 0)
+        assert found.scenario == "generation"
+        assert all(set(r["written"]) == {6} for r in found.conditions["generation"])
+        values = {n: m.value for n, m in entry.metrics.items() if m.value is not None}
+        assert min(values[n] for n in ("ttft_p50", "tpot_p50", "token_throughput", "startup", "peak_rss", "size")) > 0
+        means = [sum(s.ns) / len(s.ns) / 1e9 for s in samples]
+        assert values["ttft_mean"] + 5 * values["tpot_mean"] == pytest.approx(sum(means) / len(means), rel=1e-6)
+        assert values["token_throughput"] <= 6 / min(means)
+
+    return check

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import edgewise
 from edgewise.assets import cache_folder
-from edgewise.cli import main
 from edgewise.data import load_splits
 from edgewise.errors import BundleError, EdgewiseError, InputError
 from edgewise.exporter import export
@@ -295,36 +294,8 @@ def test_a_bundle_without_a_start_or_a_cache_is_refused(bundle: Path, tmp_path: 
         edgewise.load(copy, verify="none")
 
 
-def test_a_profile_times_its_tokens(bundle: Path, words, tmp_path: Path) -> None:
-    from edgewise.profiler import Store, entries
-
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in words[1][:20]), encoding="utf-8")
-    store = tmp_path / "m.sqlite"
-    command = [
-        "profile",
-        str(bundle),
-        "--data",
-        str(rows),
-        "--store",
-        str(store),
-        "--mode",
-        "quick",
-        "--seconds",
-        "0.05",
-    ]
-    assert main([*command, "--new-tokens", "6"]) == 0
-    with Store(store) as opened:
-        (found,) = opened.measurements()
-        (entry,) = entries(opened)
-        samples = opened.samples(found.id or 0)
-    assert found.scenario == "generation"
-    assert all(set(r["written"]) == {6} for r in found.conditions["generation"])
-    values = {n: m.value for n, m in entry.metrics.items() if m.value is not None}
-    assert min(values[n] for n in ("ttft_p50", "tpot_p50", "token_throughput", "startup", "peak_rss", "size")) > 0
-    means = [sum(s.ns) / len(s.ns) / 1e9 for s in samples]
-    assert values["ttft_mean"] + 5 * values["tpot_mean"] == pytest.approx(sum(means) / len(means), rel=1e-6)
-    assert values["token_throughput"] <= 6 / min(means)
+def test_a_profile_times_its_tokens(bundle: Path, words, check_token_times) -> None:
+    check_token_times(bundle, words[1][:20])
 
 
 @pytest.mark.slow
