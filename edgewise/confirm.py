@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from edgewise.data import Splits
     from edgewise.plan import Plan
     from edgewise.profiler import Store, Subject
+    from edgewise.search import Search
 
-_QUALITY = ("accuracy", "f1", *RELATIVE)
+_QUALITY = ("accuracy", "f1", "perplexity", *RELATIVE)
 """Metrics that the threads do not change: who fails in one of them fails with any number of threads."""
 
 
@@ -27,37 +28,55 @@ class Confirmer:
     """Select, confirm the winner once, and go on to the next one if it does not pass."""
 
     def __init__(
-        self, plan: Plan, store: Store, subjects: Sequence[Subject], splits: Splits, work: Path, say: Reporter
+        self,
+        plan: Plan,
+        store: Store,
+        subjects: Sequence[Subject],
+        splits: Splits,
+        work: Path,
+        say: Reporter,
+        search: Search | None = None,
     ) -> None:
+        """search: what measures as much as the choice needs; None: everything was measured."""
+        self.search = search
         self.plan, self.store, self.splits, self.work, self.say = plan, store, splits, work, say
         self.subjects = {(s.candidate, s.recipe): s for s in subjects}
 
     def choose(self, device: str) -> Selection:
         """The confirmed choice for one device, or none; every try is kept in `confirmed`."""
-        from edgewise.selector import select, with_confirmed
+        from edgewise.selector import select
 
-        entries = self._entries(device)
-        pairing = Pairing(self.store, self.plan.targets)
         tries: list[ConfirmTry] = []
         excluded: set[str] = set()
         while True:
+            if self.search is not None:
+                self.search.run(device, excluded)
+            pairing = Pairing(self.store, self.plan.targets)
             selection = select(
-                entries,
+                self._entries(device),
                 self.plan.budgets,
                 self.plan.objective,
                 confidence=self.plan.confidence,
                 paired=pairing,
                 exclude=excluded,
                 device=device,
+                weights=self.plan.weights,
             )
             if selection.chosen is None:
-                return with_confirmed(selection, tuple(tries))
+                return self._whole(selection, tries)
             tried = self._confirm(selection.chosen)
             tries.append(tried)
             self.say.say(f"  confirm {tried.key}: {tried.reason}")
             if tried.passed:
-                return with_confirmed(selection, tuple(tries))
+                return self._whole(selection, tries)
             excluded |= self._same_failure(tried, selection)
+
+    def _whole(self, selection: Selection, tries: Sequence[ConfirmTry]) -> Selection:
+        """With its confirmation, and with what the search did not measure in full."""
+        from edgewise.selector import with_confirmed
+
+        done = with_confirmed(selection, tuple(tries))
+        return done if self.search is None else self.search.finish(done)
 
     def _entries(self, device: str) -> list[Entry]:
         from edgewise.data import digest_rows
@@ -68,9 +87,11 @@ class Confirmer:
         targets = {t.text() for t in self.plan.targets if t.device == device}
         names = {c.name for c in self.plan.candidates}
         known = {(s.candidate, s.recipe) for s in self.subjects.values()}
+        there = {e.key for e in found}
+        early = self.search.failed_entries(device) if self.search is not None else []
         return [
             e
-            for e in found
+            for e in (*found, *(e for e in early if e.key not in there))
             if e.candidate in names
             and (e.target is None or e.target.text() in targets)
             # A candidate that failed in an earlier run and has its bundle now is no failure any more.

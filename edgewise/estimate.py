@@ -21,6 +21,8 @@ _EFFICIENCY = 0.35
 """Share of the matrix product's rate that training and inference reach at these sizes (seen on 2 cores)."""
 _EXPORT_SECONDS = 6.0
 """A recipe with its proofs, on 2 cores."""
+_CONTENDERS = 6
+"""Points that a search measures in full, more or less."""
 _START_SECONDS = 0.6
 """A fresh worker process until its first timed call."""
 
@@ -36,8 +38,11 @@ class Estimate:
     bytes: int
 
 
-def estimate(plan: Plan, splits: Splits) -> list[Estimate]:
-    """Steps of the plan in order. Times are rough: they rest on one matrix product timed here."""
+def estimate(plan: Plan, splits: Splits, *, minutes: float | None = None) -> list[Estimate]:
+    """Steps of the plan in order. Times are rough: they rest on one matrix product timed here.
+
+    minutes: of measuring, where they are limited.
+    """
     rate = _matmul_rate() * _EFFICIENCY
     sizes = {c.name: _matrix_parameters(plan, c) for c in plan.candidates}
     bundles = sum(1 if c.onnx else len(plan.recipes) for c in plan.candidates)
@@ -50,6 +55,9 @@ def estimate(plan: Plan, splits: Splits) -> list[Estimate]:
     answers = len(splits.val) * len(lengths)
     flops = sum(2 * (size or 0) * _TOKENS_A_ROW for size in sizes.values()) * len(plan.recipes)
     known = all(sizes.values())
+    if plan.races or minutes is not None:
+        steps += _searching(plan, len(lengths), answers * flops / rate if known else None, minutes)
+        return [*steps, _confirming(plan, splits, flops, bundles, rate, known)]
     steps.append(
         Estimate(
             f"accuracy on {len(splits.val)} val rows",
@@ -67,9 +75,40 @@ def estimate(plan: Plan, splits: Splits) -> list[Estimate]:
             processes * 3000,
         )
     )
+    return [*steps, _confirming(plan, splits, flops, bundles, rate, known)]
+
+
+def _confirming(plan: Plan, splits: Splits, flops: float, bundles: int, rate: float, known: bool) -> Estimate:
     confirm = flops / max(1, bundles) * 2 * len(splits.confirm) / rate + 5 * (_START_SECONDS + plan.profile.seconds)
-    steps.append(Estimate("confirm, report", "1 bundle or more", confirm + 10 if known else None, 6_000_000))
-    return steps
+    return Estimate("confirm, report", "1 bundle or more", confirm + 10 if known else None, 6_000_000)
+
+
+def _searching(plan: Plan, lengths: int, answers: float | None, minutes: float | None) -> list[Estimate]:
+    """What a search may take at most in its cheap steps, and for a few contenders; which these are is seen then."""
+    from edgewise.search import PROPOSED
+    from edgewise.search_steps import SECONDS
+
+    seen = min(plan.points, PROPOSED) if plan.search == "optuna" else plan.points
+    bundles = plan.points // max(1, len(plan.targets))
+    looks = seen * (_START_SECONDS + SECONDS)
+    full = _CONTENDERS * plan.profile.min_rounds * (_START_SECONDS + plan.profile.seconds)
+    within = None if minutes is None else 60 * minutes
+    cheap = looks if answers is None else looks + answers
+    share = 1.0 if within is None else min(1.0, within / (cheap + full))
+    return [
+        Estimate(
+            "looks and answers",
+            f"at most {seen} points, {bundles * lengths} x all rows",
+            None if answers is None else cheap * share,
+            bundles * lengths * 100_000,
+        ),
+        Estimate(
+            "in full, the contenders",
+            f"a few of {plan.points} points" + ("" if minutes is None else f"; {minutes:g} min in all"),
+            full * share,
+            _CONTENDERS * plan.profile.min_rounds * 3000,
+        ),
+    ]
 
 
 def _trains(candidate: CandidateSpec) -> bool:

@@ -6,7 +6,7 @@ All bounds are one-sided at `level`. Standard library only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -49,6 +49,20 @@ def check_level(level: float) -> float:
 def normal_quantile(level: float) -> float:
     """z such that P(Z <= z) = level."""
     return NormalDist().inv_cdf(check_level(level))
+
+
+def ratio_of(tops: Sequence[float], sizes: Sequence[float]) -> tuple[float, list[float]]:
+    """(sum of tops / sum of sizes, how far each row moves it): the linearised ratio of rows that are clusters, such as
+    log-probabilities and tokens. The moves add up to 0; `spread_of` makes a standard error of them."""
+    whole = math.fsum(sizes)
+    ratio = math.fsum(tops) / whole
+    return ratio, [(top - ratio * size) / whole for top, size in zip(tops, sizes, strict=True)]
+
+
+def spread_of(moves: Sequence[float]) -> float:
+    """The standard error of what two rows or more move, or of a sum of such numbers; 0 for one row."""
+    n = len(moves)
+    return math.sqrt(math.fsum(m * m for m in moves) * n / max(1, n - 1)) if n > 1 else 0.0
 
 
 @dataclass(frozen=True)

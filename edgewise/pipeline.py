@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgewise.data import Splits
     from edgewise.plan import CandidateSpec, Plan
     from edgewise.profiler import Store, Subject
+    from edgewise.search import Search
     from edgewise.trainer import TuneResult
 
 
@@ -39,6 +40,8 @@ class FitResult:
     """One a device."""
     failed: tuple[str, ...] = ()
     """Candidates and recipes that failed, with their reasons."""
+    left_open: int = 0
+    """Points that may be better than the chosen one, and were not measured in full: the time was up."""
     chosen: Mapping[str, Path] = field(default_factory=dict, hash=False)
     """Device -> folder of the chosen bundle; a device for which nothing meets the budgets is not in it."""
     reused: bool = False
@@ -53,30 +56,40 @@ class FitResult:
 
 
 def fit(
-    plan: str | Path | Plan, *, out: str | Path | None = None, keep: bool = False, reporter: Reporter | None = None
+    plan: str | Path | Plan,
+    *,
+    out: str | Path | None = None,
+    keep: bool = False,
+    minutes: float | None = None,
+    reporter: Reporter | None = None,
 ) -> FitResult:
     """Run a whole plan; started again, it repeats nothing that was finished.
 
-    out: run folder, 'runs/<name of the plan>' unless given. keep: keep the bundles that were not chosen.
+    out: run folder, 'runs/<name of the plan>' unless given. keep: keep the bundles that were not chosen. minutes: of
+    measuring; the best answer that they can give, and started again it goes on from there.
 
     Raises UserError for a plan, data or an environment that cannot be. Interrupted, it leaves finished steps in place.
     """
     from edgewise.data import load_splits
     from edgewise.plan import read_plan
+    from edgewise.search import check_minutes, check_sampler
 
+    check_minutes(minutes)
     plan = read_plan(plan) if isinstance(plan, str | Path) else plan
     check_task(plan)
+    check_sampler(plan)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / plan.path.stem)
     with folder.locked():
         say = reporter or Reporter(folder.log)
         with say.step("data"):
             splits = load_splits(plan.data, plan.task, plan.resolve)
         say.say(_rows_words(splits))
-        key = plan_key(plan, splits)
+        races = plan.races or minutes is not None
+        key = plan_key(plan, splits, races=races)
         if (done := _finished(folder, plan, key)) is not None:
             say.say(f"this plan was finished before: nothing to do (remove {folder.path} to start anew)")
             return done
-        return _Fit(plan, folder, splits, say, key, keep).run()
+        return _Fit(plan, folder, splits, say, key, keep, minutes if minutes is not None else races).run()
 
 
 def check_task(plan: Plan) -> None:
@@ -89,15 +102,16 @@ def check_task(plan: Plan) -> None:
         )
 
 
-def plan_key(plan: Plan, splits: Splits) -> str:
-    """Hash of what a run's answer depends on: the plan, the rows, the tools."""
+def plan_key(plan: Plan, splits: Splits, *, races: bool = False) -> str:
+    """Hash of what a run's answer depends on: the plan, the rows, the tools, whether it measured everything."""
     from edgewise.data import digest_rows
     from edgewise.exporter.build import TOOLS
 
     return digest_json(
         {
             "plan": repr((plan.candidates, plan.recipes, plan.targets, plan.devices, plan.budgets)),
-            "choice": repr((plan.objective, plan.confidence, plan.profile)),
+            "choice": repr((plan.objective, plan.weights, plan.confidence, plan.profile)),
+            **({"search": plan.search or "race"} if races else {}),
             "rows": {part: digest_rows(splits.part(part)) for part in PARTS},
             "labels": splits.labels,
             "tools": {name: version(name) for name in (*TOOLS, "peft")},
@@ -110,7 +124,7 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
     from edgewise.selector.record import from_json
 
     state = folder.read_state()
-    if state.get("key") != key or not folder.selection.is_file():
+    if state.get("key") != key or state.get("open") or not folder.selection.is_file():
         return None
     try:
         chosen = {device: folder.path / name for device, name in state["chosen"].items()}
@@ -120,7 +134,7 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
         selections = tuple(from_json(s) for s in data["devices"])
     except (EdgewiseError, ValueError, KeyError, TypeError):
         return None  # something was removed or changed: run the steps again, which find what is still there
-    return FitResult(folder.path, selections, tuple(state["failed"]), chosen, reused=True)
+    return FitResult(folder.path, selections, tuple(state["failed"]), chosen=chosen, reused=True)
 
 
 def _rows_words(splits: Splits) -> str:
@@ -132,8 +146,19 @@ def _rows_words(splits: Splits) -> str:
 class _Fit:
     """One run of a plan: what the steps share."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, splits: Splits, say: Reporter, key: str, keep: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        splits: Splits,
+        say: Reporter,
+        key: str,
+        keep: bool,
+        races: bool | float = False,
+    ) -> None:
+        """races: measure as much as the choice needs; a number: in so many minutes."""
         self.plan, self.folder, self.splits, self.say, self.key, self.keep = plan, folder, splits, say, key, keep
+        self.races = races
         self.failed: dict[str, str] = {}
         self.trained: dict[str, TuneResult] = {}
 
@@ -147,16 +172,21 @@ class _Fit:
             sweep_partials(place)
         with Store(folder.store) as store:
             subjects = self._make_bundles(store)
-            self._measure(store, subjects)
-            selections = self._select(store, subjects)
+            for subject in subjects:
+                self._note_training(store, subject)
+            search = self._search(store, subjects)
+            if search is None:
+                self._measure(store, subjects)
+            selections = self._select(store, subjects, search)
             chosen = self._write_chosen(store, selections, subjects)
             self._write_results(store, selections, chosen)
-        if not self.keep:
+        left_open = search.left_open() if search else 0
+        if not self.keep and not left_open:
             self._prune()
         failed = tuple(f"{name}: {reason}" for name, reason in self.failed.items())
         names = {device: path.name for device, path in chosen.items()}
-        folder.write_state({"key": self.key, "failed": failed, "chosen": names})
-        return FitResult(folder.path, selections, failed, chosen)
+        folder.write_state({"key": self.key, "failed": failed, "chosen": names, "open": left_open})
+        return FitResult(folder.path, selections, failed, left_open, chosen)
 
     # ---- tune and export
 
@@ -258,8 +288,6 @@ class _Fit:
         from edgewise.profiler import measure_accuracy, measure_latency
 
         plan, rows = self.plan, self.splits.val
-        for subject in subjects:
-            self._note_training(store, subject)
         if not subjects:
             return
         with self.say.step(f"accuracy on {len(rows)} val rows"):
@@ -297,11 +325,23 @@ class _Fit:
             Measurement(subject.candidate, "", None, None, "none", "train", conditions=conditions, metrics=(time,))
         )
 
-    def _select(self, store: Store, subjects: Sequence[Subject]) -> tuple[Selection, ...]:
+    def _search(self, store: Store, subjects: Sequence[Subject]) -> Search | None:
+        """What measures as much as the choice needs; None where everything is measured."""
+        from edgewise.search import Search
+
+        if self.races is False or not subjects:
+            return None
+        minutes = None if self.races is True else float(self.races)
+        return Search(self.plan, store, subjects, self.splits, self.folder.rounds, self.say, minutes)
+
+    def _select(self, store: Store, subjects: Sequence[Subject], search: Search | None) -> tuple[Selection, ...]:
         from edgewise.confirm import Confirmer
 
-        confirmer = Confirmer(self.plan, store, subjects, self.splits, self.folder.rounds, self.say)
-        return tuple(confirmer.choose(device.name) for device in self.plan.devices)
+        confirmer = Confirmer(self.plan, store, subjects, self.splits, self.folder.rounds, self.say, search)
+        selections = tuple(confirmer.choose(device.name) for device in self.plan.devices)
+        if search is not None:
+            self.failed |= search.failed()
+        return selections
 
     # ---- results
 

@@ -23,7 +23,7 @@ from edgewise.types import (
     Task,
     TimedScenario,
 )
-from edgewise.units import check_metric, parse_limit
+from edgewise.units import check_metric, check_weights, parse_limit
 
 try:
     import msgspec
@@ -43,6 +43,11 @@ __all__ = [
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 Strategy = Literal["full", "ffn", "prompt", "lora", "none"]
+SearchMode = Literal["all", "race", "optuna"]
+"""all: measure every bundle on every target. race: as much as the choice needs. optuna: a race among the points that
+Optuna proposes."""
+RACE_FROM = 48
+"""Points (bundle and target) up to which everything is measured, unless the plan says otherwise."""
 
 
 class TuneSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,9 +148,13 @@ class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
     recipes: Annotated[tuple[str, ...], Meta(min_length=1)]
     devices: Annotated[tuple[DeviceSpec, ...], Meta(min_length=1)] = (DeviceSpec(),)
     budgets: dict[str, str] = field(default_factory=dict)
-    objective: Annotated[tuple[str, ...], Meta(min_length=1)] = ("accuracy", "p95")
+    objective: Annotated[tuple[str, ...], Meta(min_length=1)] | Annotated[dict[str, float], Meta(min_length=1)] = (
+        "accuracy",
+        "p95",
+    )
     confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.95
     profile: ProfileSpec = ProfileSpec()
+    search: SearchMode | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +171,23 @@ class Plan:
     targets: tuple[Target, ...]
     budgets: tuple[Budget, ...]
     objective: tuple[str, ...]
+    """In order; with `weights` all at once."""
     confidence: float
     profile: ProfileSpec
+    weights: tuple[float, ...] = ()
+    """Of the objectives; empty: they hold in order."""
+    search: SearchMode | None = None
+    """As the plan has it."""
+
+    @property
+    def points(self) -> int:
+        """Bundles times targets."""
+        return sum(1 if c.onnx else len(self.recipes) for c in self.candidates) * len(self.targets)
+
+    @property
+    def races(self) -> bool:
+        """Whether as much is measured as the choice needs, not everything."""
+        return self.points > RACE_FROM if self.search is None else self.search != "all"
 
     @property
     def reference(self) -> str:
@@ -191,12 +215,11 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         at.guard(lambda text, metric=metric: parse_limit(metric, text), text, "budgets", metric)
         for metric, text in parsed.budgets.items()
     )
-    for i, metric in enumerate(parsed.objective):
-        at.guard(check_metric, metric, "objective", i)
+    weights = _weights(parsed, at)
     at.unique([r.name for r in recipes], "recipe", "recipes")
     at.unique([d.name for d in parsed.devices], "device", "devices")
     at.unique([c.name for c in parsed.candidates], "candidate", "candidates")
-    at.unique(parsed.objective, "metric", "objective")
+    at.unique(tuple(parsed.objective), "metric", "objective")
     plan = Plan(
         path=file,
         task=parsed.task,
@@ -206,9 +229,11 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         devices=_devices(file, parsed.devices, at),
         targets=_targets(parsed.devices, at),
         budgets=budgets,
-        objective=parsed.objective,
+        objective=tuple(parsed.objective),
+        weights=weights,
         confidence=parsed.confidence,
         profile=parsed.profile,
+        search=parsed.search,
     )
     _check_task(plan, at)
     _check_scenarios(plan, at)
@@ -217,6 +242,18 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     _check_sources(parsed, plan, at)
     _check_reference(plan, at)
     return plan
+
+
+def _weights(parsed: _PlanFile, at: Places) -> tuple[float, ...]:
+    """Of objectives that are given with them; every objective is checked."""
+    if not isinstance(parsed.objective, dict):
+        for i, metric in enumerate(parsed.objective):
+            at.guard(check_metric, metric, "objective", i)
+        return ()
+    for metric, weight in parsed.objective.items():
+        at.guard(check_metric, metric, "objective", metric)
+        at.guard(lambda w, metric=metric: check_weights([metric], [w]), weight, "objective", metric)
+    return tuple(parsed.objective.values())
 
 
 def _check_task(plan: Plan, at: Places) -> None:

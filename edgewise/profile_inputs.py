@@ -147,4 +147,6 @@ def _read_as(args: argparse.Namespace, task: Task) -> Task:
     """The task whose rows the data has: that of the bundles where the answers are given, else plain texts or images."""
     if task in IMAGE_TASKS:
         return "image-classification"
+    if task in ("text-generation", "fill-mask"):  # a text is its own answer; a .txt file is running text
+        return "text-generation"
     return task if args.tags is not None or args.target is not None else "text-classification"

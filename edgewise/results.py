@@ -17,6 +17,7 @@ from edgewise.types import Entry, Measurement, Selection
 
 if TYPE_CHECKING:
     from edgewise.profiler import Store
+    from edgewise.rows import Row
     from edgewise.selector import ChangedAnswer, ReportData, TrainingRow
 
 _TOOLS = ("edgewise", "torch", "transformers", "optimum", "optimum-onnx", "peft", "onnx", "onnxruntime", "tokenizers")
@@ -69,11 +70,34 @@ def write_selection(folder: RunFolder, selections: Sequence[Selection], chosen: 
 
 
 def write_report_files(folder: RunFolder, data: ReportData) -> None:
-    """report.html and report.md in the run folder."""
+    """report.html and report.md in the run folder, and the examples, so that the report can be written anew."""
+    from dataclasses import asdict
+
     from edgewise.selector import write_markdown, write_report
 
     write_report(folder.report, data)
     write_markdown(folder.report.with_suffix(".md"), data)
+    write_json(_examples(folder), [asdict(c) for c in data.changed])
+
+
+def _examples(folder: RunFolder) -> Path:
+    """The texts of the data that the report shows, and the only file of a run folder beside it that holds any."""
+    return folder.path / "examples.json"
+
+
+def read_examples(folder: RunFolder) -> tuple[ChangedAnswer, ...]:
+    """What `write_report_files` kept; none where the file was removed. Raises StoreError for another file."""
+    import json
+
+    from edgewise.selector import ChangedAnswer
+
+    path = _examples(folder)
+    try:
+        return tuple(ChangedAnswer(**row) for row in json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):  # a store of its own is no run folder
+        return ()
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path} is no file of examples: {error}; remove it, and the report does without") from error
 
 
 def report_data(
@@ -84,10 +108,15 @@ def report_data(
     command: str,
     plan: str = "",
     texts: Mapping[str, str] | None = None,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | Mapping[int, str] = (),
+    changed: Sequence[ChangedAnswer] = (),
     bundle: str = "chosen",
 ) -> ReportData:
-    """Everything that the report shows, from the store. texts: row id -> text, for the examples; none without."""
+    """Everything that the report shows, from the store.
+
+    texts: row id -> text, for the examples; none without. labels: by the number of an answer. changed: examples that
+    are at hand already.
+    """
     from edgewise.selector import ReportData
 
     measurements = tuple(store.measurements())
@@ -102,7 +131,7 @@ def report_data(
         measurements=measurements,
         machines=machines_of(measurements),
         training=_training(measurements),
-        changed=tuple(_changed(store, measurements, texts or {}, labels)),
+        changed=tuple(changed) or _changed(store, measurements, selections, texts or {}, _named(labels)),
         samples=_samples(store, measurements, entries),
         bundle=bundle,
     )
@@ -168,36 +197,89 @@ def _samples(store: Store, measurements: Sequence[Measurement], entries: Sequenc
     return found
 
 
+def labels_by_number(store: Store, rows: Sequence[Row]) -> dict[int, str]:
+    """What the numbers of answers stand for, from rows that know their labels."""
+    names = {row.id: row.label for row in rows if row.label is not None}
+    found: dict[int, str] = {}
+    for m in store.measurements():
+        if m.scenario == "accuracy" and m.id is not None:
+            for o in store.outcomes(m.id):
+                if o.label is not None and o.row_id in names:
+                    found.setdefault(o.label, names[o.row_id])
+    return found
+
+
+def _named(labels: Sequence[str] | Mapping[int, str]) -> Mapping[int, str]:
+    return labels if isinstance(labels, Mapping) else dict(enumerate(labels))
+
+
 def _changed(
-    store: Store, measurements: Sequence[Measurement], texts: Mapping[str, str], labels: Sequence[str]
+    store: Store,
+    measurements: Sequence[Measurement],
+    selections: Sequence[Selection],
+    texts: Mapping[str, str],
+    labels: Mapping[int, str],
+) -> tuple[ChangedAnswer, ...]:
+    """Rows of val that a bundle answers otherwise than the reference recipe of the same candidate, with the same
+    settings: the chosen ones first, of each bundle the right answers that were lost first."""
+    if not texts or not labels:
+        return ()
+    by_id = {m.id: m for m in measurements}
+    pairs: dict[Any, tuple[Measurement, Measurement]] = {}
+    for m in measurements:
+        if m.scenario != "comparison" or m.stage != "profile" or m.status != "ok":
+            continue
+        ours, theirs = (by_id.get(m.conditions.get(n)) for n in ("measurement", "reference_measurement"))
+        if ours is not None and theirs is not None and ours.content_digest != theirs.content_digest:
+            pairs[ours.candidate, ours.recipe, ours.target] = ours, theirs
+    chosen = {_answers_as(s.chosen.entry) for s in selections if s.chosen}
+    ordered = sorted(pairs.values(), key=lambda pair: _answers_as(pair[0]) not in chosen)
+    several = len({ours.target.device for ours, _ in ordered if ours.target}) > 1
+    return tuple(
+        example for ours, theirs in ordered for example in _examples_of(store, ours, theirs, several, texts, labels)
+    )
+
+
+def _answers_as(found: Entry | Measurement) -> tuple[str | None, str]:
+    """What two have in common that answer alike: threads do not change an answer."""
+    from edgewise.profiler.joining import answer_settings
+
+    return found.content_digest, answer_settings(found.target) if found.target else ""
+
+
+def _examples_of(
+    store: Store,
+    ours: Measurement,
+    theirs: Measurement,
+    several: bool,
+    texts: Mapping[str, str],
+    labels: Mapping[int, str],
 ) -> Iterator[ChangedAnswer]:
-    """Rows of val that a quantized bundle answers otherwise than fp32 of the same candidate, at the same length."""
     from edgewise.selector import ChangedAnswer
 
-    if not texts:
-        return
-    answered = [m for m in measurements if m.scenario == "accuracy" and m.stage == "profile" and m.status == "ok"]
-    by_place = {(m.candidate, m.recipe, _length(m)): m for m in answered}
-    for (candidate, recipe, length), m in by_place.items():
-        reference = by_place.get((candidate, "fp32", length))
-        if recipe == "fp32" or reference is None or reference.inputs_digest != m.inputs_digest:
-            continue
-        assert m.id is not None
-        assert reference.id is not None
-        pairs = zip(store.outcomes(reference.id), store.outcomes(m.id), strict=True)
-        for theirs, ours in [(a, b) for a, b in pairs if a.answer != b.answer][:_EXAMPLES]:
-            told = "?" if ours.label is None else labels[ours.label]
-            yield ChangedAnswer(
-                f"{candidate}/{recipe}, length {length}",
-                texts.get(ours.row_id, "(text not kept)"),
-                told,
-                labels[theirs.answer],
-                labels[ours.answer],
-            )
+    assert ours.id is not None
+    assert theirs.id is not None
+    pairs = zip(store.outcomes(theirs.id), store.outcomes(ours.id), strict=True)
+    moved = [(a, b) for a, b in pairs if a.answer != b.answer and b.row_id in texts]
+    moved.sort(key=lambda pair: pair[0].answer != pair[0].label)
+    for a, b in moved[:_EXAMPLES]:
+        told = "?" if b.label is None else labels.get(b.label, "?")
+        yield ChangedAnswer(
+            f"{ours.candidate}/{ours.recipe}{_where(ours, several)}",
+            texts[b.row_id],
+            told,
+            labels.get(a.answer, "one answer"),
+            labels.get(b.answer, "another one"),
+        )
 
 
-def _length(measurement: Measurement) -> int | None:
-    return measurement.target.run.max_length if measurement.target else None
+def _where(measurement: Measurement, several: bool) -> str:
+    """', length 64 on board': what of the settings tells two examples apart."""
+    if measurement.target is None:
+        return ""
+    length = measurement.target.run.max_length
+    place = f" on {measurement.target.device}" if several else ""
+    return (f", length {length}" if length else "") + place
 
 
 def read_selections(path: Path) -> tuple[Selection, ...]:

@@ -29,7 +29,7 @@ Provider = Literal["cpu", "cuda", "tensorrt", "openvino", "coreml", "dml", "qnn"
 GraphLevel = Literal["disabled", "basic", "extended", "all"]
 Kind = Literal["measured", "estimated", "unavailable"]
 Status = Literal["ok", "failed"]
-Stage = Literal["train", "export", "profile", "confirm"]
+Stage = Literal["train", "export", "profile", "confirm", "look"]
 TimedScenario = Literal["single-stream", "multi-stream", "offline", "server", "paced", "sustained", "generation"]
 Scenario = Literal[
     "none", "single-stream", "multi-stream", "offline", "server", "paced", "sustained", "generation", "accuracy",
@@ -235,6 +235,8 @@ class Entry:
     """By name; of val where a metric depends on rows."""
     status: Status = "ok"
     reason: str = ""
+    partial: bool = False
+    """Not measured in full: what looks and some of the rows say, each metric with the bound that these allow."""
 
     @property
     def key(self) -> str:
@@ -290,12 +292,26 @@ class ConfirmTry:
 
 
 @dataclass(frozen=True)
+class WhatIf:
+    """How the choice changes when one budget moves and the others stay: one step of it."""
+
+    budget: Budget
+    limit: float
+    """Where it changes, canonical unit: with this limit the choice is `chosen`."""
+    chosen: str | None
+    """Key of the entry that would be chosen; None: with any stricter limit nothing would."""
+    words: str
+    """'with p95 <= 12.1 ms instead of 10 ms: l6/int8-static, accuracy 83.10% instead of 81.80%'."""
+
+
+@dataclass(frozen=True)
 class Selection:
     """The choice for one device."""
 
     device: str
     budgets: tuple[Budget, ...]
     objective: tuple[str, ...]
+    """In order; with `weights` all at once."""
     confidence: float
     chosen: Verdict | None
     verdicts: tuple[Verdict, ...]
@@ -304,3 +320,9 @@ class Selection:
     """The answer in one sentence."""
     confirmed: tuple[ConfirmTry, ...] = ()
     """In the order tried; empty when nothing was confirmed yet."""
+    weights: tuple[float, ...] = ()
+    """Of the objectives, their sum 1; empty: they hold in order."""
+    what_if: tuple[WhatIf, ...] = ()
+    """How the choice changes as a budget moves, the nearest changes of each."""
+    left_out: str = ""
+    """What was not measured in full, and why, in words; empty where everything was."""

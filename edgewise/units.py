@@ -58,7 +58,7 @@ def _quality() -> dict[str, MetricKind]:
         "char_error": MetricKind(
             "1", "lower", "Characters to insert, delete or replace, a character of the references."
         ),
-        "perplexity": MetricKind("number", "lower", "exp of minus the mean log-probability a token of the whole set."),
+        "perplexity": MetricKind("number", "lower", "exp of minus the mean log-probability of a token of the set."),
         "pearson": MetricKind("number", "higher", "Pearson's correlation of predictions and references, -1 to 1."),
         "spearman": MetricKind(
             "number", "higher", "Spearman's rank correlation of predictions and references, -1 to 1."
@@ -114,13 +114,16 @@ METRICS: dict[str, MetricKind] = {
     "roofline": MetricKind("1", "higher", "Least time of a call by the machine's measured peaks, over its mean time."),
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
     "energy": MetricKind("J", "lower", "Energy of an input, all that the device's sensor covers, idle power included."),
-    "accuracy": MetricKind("1", "higher", "Share of rows answered with their label."),
+    "accuracy": MetricKind(
+        "1", "higher", "Share of rows answered with their label; of masked words, those that the model held likeliest."
+    ),
     "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
     **_quality(),
     **_scenarios(),
     "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
     "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
     "agreement": MetricKind("1", "higher", "Share of rows answered as fp32 does, which is proven equal to PyTorch."),
+    "perplexity_ratio": MetricKind("number", "lower", "Perplexity over that of fp32, on the same tokens."),
     "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
 }
 """Every metric that can be a budget or an objective."""
@@ -151,7 +154,7 @@ UNITS: dict[str, dict[str, float]] = {
 SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
 """Metrics that may be below 0."""
 
-RELATIVE = ("accuracy_drop", "changed_answers", "agreement")
+RELATIVE = ("accuracy_drop", "changed_answers", "agreement", "perplexity_ratio")
 """Metrics that compare with a reference recipe."""
 
 _LIMIT = re.compile(
@@ -239,6 +242,32 @@ def parse_budget(text: str) -> Budget:
     return parse_limit(match["metric"], match["limit"])
 
 
+def parse_objective(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Metrics in order, 'accuracy,p95', or all at once with weights, 'accuracy=2,p95=1': names and weights, which are
+    empty where an order is given. Raises PlanError."""
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    if not any(equals for _, equals, _ in parts):
+        return tuple(check_metric(name) for name, _, _ in parts), ()
+    weights = []
+    for name, _, weight in parts:
+        try:
+            weights.append(float(weight))
+        except ValueError as error:
+            raise PlanError(
+                f"{text!r}: {name} has the weight {weight!r}; expected all as in 'accuracy=2,p95=1'"
+            ) from error
+    names = tuple(check_metric(name.strip()) for name, _, _ in parts)
+    check_weights(names, weights)
+    return names, tuple(weights)
+
+
+def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
+    """Raise PlanError for a weight that is no finite number above 0."""
+    for name, weight in zip(names, weights, strict=True):
+        if not 0 < weight < math.inf:
+            raise PlanError(f"{name} has the weight {weight:g}; expected a number above 0, such as 2")
+
+
 def check_metric(name: str) -> str:
     """`name`, if it is a metric; else PlanError with the nearest name."""
     if name not in METRICS:
@@ -250,6 +279,8 @@ def _example(metric: str) -> str:
     kind = METRICS[metric]
     if metric in RELATIVE and kind.unit == "1":
         return "<= 1 % of fp32" if kind.better == "lower" else ">= 99 % of fp32"
+    if metric == "perplexity_ratio":
+        return "<= 1.02 of fp32"
     numbers = {"s": "10 ms", "B": "30 MB", "1": "80 %", "points": "0.5 points of fp32", "1/s": "100 /s", "J": "5 mJ"}
     number = numbers.get(kind.unit) or (
         "20" if metric.removeprefix(WORST) in ("perplexity", "bleu", "bleu_zh") else "0.5"

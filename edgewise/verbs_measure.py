@@ -1,23 +1,21 @@
-"""`edgewise profile`, `select` and `report`."""
+"""`edgewise profile`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import PlanError, StoreError
+from edgewise.errors import PlanError
 from edgewise.progress import Reporter
-from edgewise.rundir import store_path
 from edgewise.showing import show
 from edgewise.types import SCENARIOS
 from edgewise.units import check_cores, parse_memory
 
 if TYPE_CHECKING:
     from edgewise.profiler.rounds import RoundRule
-    from edgewise.types import Device, Measurement, Selection, Target
+    from edgewise.types import Device, Measurement, Target
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +34,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", default="image", help="column with the image's file (default: image)")
     parser.add_argument("--text-pair", help="column with the second text of a pair")
     parser.add_argument(
-        "--label", help="column with the label, or labels or number; without it no accuracy is measured"
+        "--label", help="column with the label, or labels or number; without it no accuracy (language models need none)"
     )
     parser.add_argument("--tokens", default="tokens", help="column with the words, for --tags (default: tokens)")
     parser.add_argument("--tags", help="column with the tag of each word, of token classification")
@@ -200,12 +198,17 @@ def _print_measurement(m: Measurement) -> None:
 
 
 def _slice_line(part: Mapping[str, Any]) -> str:
-    """Accuracy on a slice; of a comparison its drop, or the changed answers."""
+    """Accuracy or perplexity on a slice; of a comparison the drop, the ratio, or the changed answers."""
     name, value = "accuracy", part.get("accuracy")
     unit = "1"
+    for other in ("perplexity", "ratio"):
+        if other in part:
+            name, value, unit = other, part[other], "number"
     if "changed" in part:
         name, value, unit = "drop", part.get("drop"), "points"
     n = part.get("n") or len(part.get("rows", ()))
+    if value is None and unit == "number":
+        return f"{part['slice']:<30} {name} unknown, n={n}"
     if value is None:
         return f"{part['slice']:<30} {part.get('changed', 0)} of {n} answers changed"
     return (
@@ -221,131 +224,3 @@ def _print_nodes(m: Measurement) -> None:
     if nodes and nodes["graph_s"] > 0:
         most = [f"{name} {s / nodes['graph_s']:.0%}" for name, s in list(nodes["by_type"].items())[:4]]
         print(f"  {'time in the graph':<20} {', '.join(most)}")
-
-
-def add_select(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "example:\n"
-        "  edgewise select runs/movie-reviews/measurements.sqlite --budget 'p95 <= 10 ms' \\\n"
-        "      --budget 'size <= 30 MB' --objective accuracy,p95\n\n"
-        "exit codes: 0 chosen; 3 nothing meets the budgets"
-    )
-    parser.add_argument("store", help="measurement store, or a run folder that has one")
-    parser.add_argument("--budget", action="append", default=[], metavar="B", help="such as 'p95 <= 10 ms'")
-    parser.add_argument("--objective", default="accuracy,p95", metavar="M,...", help="in order (default: %(default)s)")
-    parser.add_argument("--confidence", type=float, default=0.95)
-    parser.add_argument("--device", help="only this device")
-    parser.add_argument("--json", action="store_true", help="the selection as JSON on standard output")
-
-
-def run_select(args: argparse.Namespace) -> int:
-    from edgewise.pairing import Pairing
-    from edgewise.profiler import Store, entries
-    from edgewise.selector import select_by_device, to_json
-    from edgewise.units import parse_budget
-
-    budgets = [parse_budget(b) for b in args.budget]
-    with Store(store_path(args.store)) as store:
-        found = entries(store)
-        if args.device is not None:
-            found = _on_device(found, args.device)
-        if not found:
-            raise StoreError(f"{args.store} holds no measurements to choose from: `edgewise profile` makes some")
-        targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
-        selections = select_by_device(
-            found,
-            budgets,
-            args.objective.split(","),
-            confidence=args.confidence,
-            paired=Pairing(store, targets),
-        )
-    if args.json:
-        print(json.dumps([to_json(s) for s in selections], indent=2, ensure_ascii=False))
-    else:
-        print_selections(selections)
-    return 0 if all(s.chosen for s in selections) else 3
-
-
-def _on_device(found: Sequence[Any], device: str) -> list[Any]:
-    from edgewise.errors import nearest
-
-    names = sorted({e.target.device for e in found if e.target is not None})
-    if device not in names:
-        raise StoreError(f"no measurements of device {device!r}: {nearest(device, names)}")
-    return [e for e in found if e.target is None or e.target.device == device]
-
-
-def print_selections(selections: Sequence[Selection]) -> None:
-    """The choice and the table of each device, 80 columns wide."""
-    from edgewise.selector import near_misses, ranking_table
-
-    for selection in selections:
-        print()
-        print(ranking_table(selection) if selection.chosen else near_misses(selection))
-
-
-def add_report(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "examples:\n"
-        "  edgewise report runs/movie-reviews -o report.html\n"
-        "  edgewise report measurements.sqlite --budget 'p95 <= 10 ms' -o report.html"
-    )
-    parser.add_argument("run", help="run folder that `fit` wrote, or a measurement store")
-    parser.add_argument("-o", "--out", default="report.html", help="file: .html, .md or .json (default: %(default)s)")
-    parser.add_argument(
-        "--budget", action="append", default=[], metavar="B", help="for a store: such as 'p95 <= 10 ms'"
-    )
-    parser.add_argument("--objective", default="accuracy,p95", metavar="M,...", help="for a store, in order")
-    parser.add_argument("--confidence", type=float, default=0.95, help="for a store")
-
-
-def run_report(args: argparse.Namespace) -> int:
-    from edgewise.files import write_json
-    from edgewise.profiler import Store
-    from edgewise.results import report_data
-    from edgewise.rundir import RunFolder
-    from edgewise.selector import to_json, write_markdown, write_report
-
-    out = Path(args.out)
-    if out.suffix not in (".html", ".md", ".json"):
-        raise PlanError(f"-o {args.out}: expected a name that ends in .html, .md or .json")
-    with Store(store_path(args.run)) as store:
-        selections = _selections(args, store)
-        folder = RunFolder(Path(args.run))
-        data = report_data(
-            store,
-            selections,
-            title=f"{Path(args.run).resolve().name}: which model, in which form, on this device?",
-            command=f"edgewise report {args.run} -o {args.out}",
-            plan=folder.plan.read_text(encoding="utf-8") if folder.plan.is_file() else "",
-            bundle=str(folder.path / "chosen"),
-        )
-    if out.suffix == ".json":
-        write_json(out, [to_json(s) for s in selections])
-    else:
-        (write_report if out.suffix == ".html" else write_markdown)(out, data)
-    print(out)
-    return 0
-
-
-def _selections(args: argparse.Namespace, store: Any) -> tuple[Selection, ...]:
-    """Of a run folder: as `fit` chose and confirmed. Of a store: chosen now, by the budgets given."""
-    from edgewise.pairing import Pairing
-    from edgewise.profiler import entries
-    from edgewise.results import read_selections
-    from edgewise.rundir import RunFolder
-    from edgewise.selector import select_by_device
-    from edgewise.units import parse_budget
-
-    run = Path(args.run)
-    if run.is_dir() and not args.budget:
-        return read_selections(RunFolder(run).selection)
-    found = entries(store)
-    targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
-    return select_by_device(
-        found,
-        [parse_budget(b) for b in args.budget],
-        args.objective.split(","),
-        confidence=args.confidence,
-        paired=Pairing(store, targets),
-    )

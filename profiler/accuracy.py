@@ -9,16 +9,21 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from threading import Lock
+from typing import Any, cast
 
 from edgewise.data import Row
 from edgewise.errors import DataError, EdgewiseError, NoSpaceError
 from edgewise.files import digest_json
 from edgewise.paired import check_level
+from edgewise.profiler import likelihood
 from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import answer_settings
 from edgewise.profiler.plumbing import (
+    Prints,
     Subject,
+    Wanted,
+    all_of_them,
     check_rows,
     check_subject,
     cores,
@@ -33,11 +38,18 @@ from edgewise.profiler.plumbing import (
     token_distribution,
 )
 from edgewise.profiler.proportions import confusion, f1_bounds, wilson_bounds
-from edgewise.profiler.quality import answer_number, kind_of_subject, quality_metrics, reference_of
+from edgewise.profiler.quality import (
+    answer_number,
+    judged_without_labels,
+    kind_of_subject,
+    quality_metrics,
+    reference_of,
+)
 from edgewise.profiler.results import Answer, WorkerResult
 from edgewise.profiler.store import MeasurementKey, Outcome, Store
 from edgewise.profiler.transport import Children, run_job
 from edgewise.progress import Progress
+from edgewise.runtime.likelihood import SHARE, WINDOW
 from edgewise.slices import Slice, make_slices
 from edgewise.types import Device, Measurement, Metric, Stage, Target
 from edgewise.units import WORST
@@ -57,13 +69,16 @@ def measure_accuracy(
     reference: str = "fp32",
     workers: int | None = None,
     slices: Sequence[str] = (),
+    wanted: Wanted = all_of_them,
+    prints: Prints | None = None,
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Answer every row once per subject, provider and length, and compare with the reference recipe of the candidate.
 
     targets: those that differ in threads alone are measured once, with the fewest. workers: processes at the same
     time (as many as the cores allow, unless given). slices: columns that the rows carry, 'length' or 'class': accuracy
-    on each of their values too, and against the reference (`edgewise.slices`).
+    on each of their values too, and against the reference (`edgewise.slices`). wanted: which subjects on which targets.
+    prints: as of `fingerprints`, where they were asked for before.
 
     Returns the measurements of scenario 'accuracy', then those of scenario 'comparison', as they stand in the store;
     what the store has already is not measured again. A bundle that fails becomes a measurement with its reason.
@@ -76,12 +91,13 @@ def measure_accuracy(
     run.slice_by(slices)
     by_name = pick_devices(devices, targets)
     try:
-        prints = fingerprints(by_name, run.children, run.say)
+        prints = fingerprints(by_name, run.children, run.say, prints)
         faults = {id(s): check_subject(s) for s in subjects}
         tasks = [
             run.task(s, t, by_name[t.device], prints[t.device], faults[id(s)])
             for s in subjects
             for t in fewest_threads(targets)
+            if wanted(s, t)
         ]
         run.measure(tasks, workers)
     except BaseException:
@@ -153,6 +169,7 @@ class _Run:
         self.children = Children()
         self.finished: dict[int, Measurement] = {}
         self.done = self.total = 0
+        self.telling = Lock()
         self.settings: dict[str, Any] = {"level": level}
         self.slices: tuple[Slice, ...] = ()
 
@@ -188,8 +205,10 @@ class _Run:
         """Of the metrics."""
         from edgewise.metrics import default_metrics
 
-        problem: Any = subject.manifest.problem_type
-        return list(default_metrics(subject.manifest.task, problem)) if kind_of_subject(subject) else []
+        if kind_of_subject(subject) is None:
+            return []
+        task, problem = subject.manifest.task, cast(Any, subject.manifest.problem_type)
+        return [*default_metrics(task, problem), *(["accuracy"] if task == "fill-mask" else [])]
 
     def _label_fault(self, subject: Subject) -> str:
         """Why these rows cannot judge this bundle, or ''."""
@@ -201,6 +220,8 @@ class _Run:
             named = {x for r in told if r is not None for x in ([r] if kind == "class" else r)}
             if unknown := sorted(named - known):
                 return f"the rows have labels {unknown} that {subject.name} does not know: it has {sorted(known)}"
+        if kind == "logprob":
+            return ""
         if has_reference(self.rows[0]) and reference_of(self.rows[0], kind) is None:
             return f"the rows have no answers to compare with, as {subject.manifest.task} wants them"
         return ""
@@ -243,7 +264,8 @@ class _Run:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def say(self, what: str) -> None:
-        self.progress(self.done, self.total, what)
+        with self.telling:  # the threads of the pools say what they wait for
+            self.progress(self.done, self.total, what)
 
     def _answer(self, task: _Task, longer: _Answers | None) -> _Answers:
         """Run the worker over the rows whose answers are not known from a longer length."""
@@ -254,13 +276,18 @@ class _Run:
             **job_subject(task.subject),
             "verify": "none",  # every file was hashed before the first worker
             "run": job_run(task.target.run, task.subject.bundle),
-            "placement": True,
+            "placement": self.stage != "look",
         }
         lines = job_inputs([self.rows[i] for i in wanted])
         timeout_s = 120 + 0.5 * len(lines)
+        if judged_without_labels(task.subject):  # each token costs a pass of the model: up to one a character
+            timeout_s += sum(len(row.text) for row in self.rows) * max(0.01, task.subject.size / 1e10)
         result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s, say=self.say)
         if len(result.answers) != len(wanted):
             raise EdgewiseError(f"the worker gave {len(result.answers)} answers to {len(wanted)} rows")
+        if judged_without_labels(task.subject):
+            for answer in result.answers:
+                likelihood.outcome_of(answer.row_id, answer.given)  # what is none is the worker's failure
         if result.fingerprint.get("digest") != task.key.fingerprint_digest:
             raise EdgewiseError("the machine's fingerprint changed while it was measured: start again")
         kept |= dict(zip(wanted, result.answers, strict=True))
@@ -270,9 +297,11 @@ class _Run:
     def _known(task: _Task, longer: _Answers | None) -> dict[int, Answer]:
         """Row -> answer that cannot change at this length: a text that is not cut has the same tokens.
 
-        Only one text a call: in a batch, the other texts set the padding.
+        Only one text a call: in a batch, the other texts set the padding. Not of a running text: there the length says
+        how many of the texts before it are read, too.
         """
-        if longer is None or task.target.run.batch_size != 1:
+        running = task.subject.manifest.task == "text-generation"
+        if longer is None or task.target.run.batch_size != 1 or running:
             return {}
         return {i: a for i, a in enumerate(longer.answers) if a.n_tokens <= task.length and not a.truncated}
 
@@ -291,6 +320,8 @@ class _Run:
             conditions["slices"] = [{"slice": s.name, "rows": list(s.rows)} for s in self.slices]
         if self.slices and hits:
             metrics = (*metrics, on_slices(hits, conditions["slices"], self.level))
+        elif self.slices and judged_without_labels(task.subject):
+            metrics = (*metrics, likelihood.on_slices(outcomes, conditions["slices"], self.level))
         self._add(task, conditions, metrics, outcomes)
         return answers
 
@@ -298,6 +329,10 @@ class _Run:
         """(metrics, the outcome of each row, whether each is right; none without labels, or where right is no yes or
         no)."""
         kind, labels = kind_of_subject(task.subject) or "class", task.subject.manifest.labels
+        if kind == "logprob":
+            outcomes = [likelihood.outcome_of(row.id, a.given) for row, a in zip(self.rows, answers, strict=True)]
+            about, accuracy = self._about(task), "accuracy" in self._names(task.subject)
+            return likelihood.likelihood_metrics(outcomes, self.level, accuracy=accuracy, about=about), outcomes, []
         told = [reference_of(row, kind) for row in self.rows]
         labelled = None not in told
         if kind == "class":
@@ -321,6 +356,14 @@ class _Run:
             metrics = quality_metrics(task.subject, names, given, told, self.level) if labelled else ()
         hits = [o.answer == o.label for o in outcomes] if labelled and kind in ("class", "multi") else []
         return metrics, outcomes, hits
+
+    @staticmethod
+    def _about(task: _Task) -> str:
+        """Which tokens a likelihood is of."""
+        if task.subject.manifest.task == "fill-mask":
+            return f"of tokens that are masked, {SHARE:.0%} of each text"
+        size = WINDOW if math.isinf(task.length) else int(task.length)
+        return f"the rows as one running text, in windows of {size} tokens that move by half"
 
     def _fail(self, task: _Task, reason: str) -> None:
         measurement = self._measurement(task, self._base(task), (), "failed", reason)
@@ -364,6 +407,7 @@ class _Run:
         return self._base(task) | {
             "rows": len(self.rows),
             "reused": answers.reused,
+            "wall_s": answers.result.wall_s,
             "notes": [_REUSED] if answers.reused else [],
             "inputs": token_distribution(tokens, sum(a.truncated for a in answers.answers), len(self.rows)),
             "providers": list(answers.result.providers),

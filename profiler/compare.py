@@ -20,9 +20,11 @@ from edgewise.errors import EdgewiseError, StoreError
 from edgewise.paired import check_level, paired_drop
 from edgewise.profiler.comparison import turned
 from edgewise.profiler.joining import latest
+from edgewise.profiler.likelihood import is_likelihood, paired_likelihood
 from edgewise.profiler.rounds import token_times
-from edgewise.profiler.statistics import process_quantile, student_quantile
+from edgewise.profiler.statistics import process_quantile
 from edgewise.profiler.store import Store
+from edgewise.student import student_quantile
 from edgewise.types import Measurement, Metric
 from edgewise.units import METRICS, PERCENTILES
 
@@ -31,7 +33,7 @@ Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
 COMPARED = (
     "p50", "p95", "p99", "multistream_p95", "server_p95", "paced_p95", "offline_throughput", "sustained_throughput",
     "ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "token_throughput",
-    "startup", "peak_rss", "size", "energy", "accuracy",
+    "startup", "peak_rss", "size", "energy", "accuracy", "perplexity",
 )  # fmt: skip
 """The metrics that are compared unless others are named, where both runs have them."""
 _MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit")
@@ -232,8 +234,9 @@ def _not_the_same(m: Measurement, n: Measurement) -> str:
 
 def _difference(subject: str, pair: _Pair, x: Metric, y: Metric) -> Difference:
     base = Difference(subject, x.name, x.unit, x.value, y.value, "none shown")
-    if x.name == "accuracy":
-        return _of_accuracy(base, pair)
+    if x.name in ("accuracy", "perplexity"):
+        both = is_likelihood(pair.m) and is_likelihood(pair.n)
+        return _of_likelihoods(base, pair) if both else _of_accuracy(base, pair)
     assert x.value is not None
     assert y.value is not None
     if x.low is None and y.low is None and x.unit == "B" and x.kind == y.kind == "measured":
@@ -292,6 +295,28 @@ def _of_accuracy(base: Difference, pair: _Pair) -> Difference:
     verdict: Verdict = "better" if low > limit else "worse" if high < -limit else "none shown"
     why = f"{changed} of {len(rows)} answers changed"
     return replace(base, change=-drop.value, low=low, high=high, level=pair.level, verdict=verdict, why=why)
+
+
+def _of_likelihoods(base: Difference, pair: _Pair) -> Difference:
+    """Of a language model: the ratio of perplexities, or the paired difference of its accuracy on masked words."""
+    rows = list(zip(pair.a.outcomes(pair.m.id or 0), pair.b.outcomes(pair.n.id or 0), strict=True))
+    found = paired_likelihood(rows, (1 + pair.level) / 2)
+    if isinstance(found, str):
+        return replace(base, verdict="not comparable", why=found)
+    of_accuracy = base.metric == "accuracy"
+    if found.same:
+        same = 0.0 if of_accuracy else 1.0
+        return replace(base, change=same, low=same, high=same, verdict="equal", why="every token's is the same")
+    if of_accuracy:
+        change, low, high = (None if x is None else -x for x in (found.drop.value, found.drop.high, found.drop.low))
+        below, above = -100 * pair.tolerance, 100 * pair.tolerance
+    else:
+        change, low, high = found.ratio.value, found.ratio.low, found.ratio.high
+        below, above = 1 / (1 + pair.tolerance), 1 + pair.tolerance
+    if low is None or high is None:
+        return replace(base, change=change, verdict="not comparable", why="one row alone has no interval")
+    verdict = _verdict(base.metric, low, high, below, above)
+    return replace(base, change=change, low=low, high=high, level=pair.level, verdict=verdict)
 
 
 def _verdict(metric: str, low: float, high: float, below: float, above: float) -> Verdict:

@@ -11,6 +11,7 @@ import numpy as np
 from edgewise.files import digest_json
 from edgewise.paired import paired_drop, words_for_drop
 from edgewise.profiler.joining import answer_settings
+from edgewise.profiler.likelihood import compared_metrics, is_likelihood, ratio_on_slices, unavailable_ratio
 from edgewise.profiler.proportions import wilson_bounds
 from edgewise.profiler.store import Outcome, Store, key_of
 from edgewise.types import Measurement, Metric
@@ -22,6 +23,8 @@ def compare_with_reference(
     store: Store, measured: Sequence[Measurement], *, reference: str = "fp32", level: float = 0.95
 ) -> list[Measurement]:
     """`accuracy_drop` and `changed_answers` of each accuracy measurement against that of the reference recipe.
+
+    Of language models it is `perplexity_ratio`, and of masked words `accuracy_drop` beside it.
 
     measured: as `measure_accuracy` finds them, outcomes in the store. The reference is the same candidate's on the
     same device with the same settings and the same rows; where there is none, both metrics are 'unavailable' and say
@@ -58,6 +61,8 @@ def _compare(store: Store, m: Measurement, base: Measurement | None, reference: 
         "measurement": m.id,
         "reference_measurement": base.id if base else None,
     }
+    if is_likelihood(m):
+        return replace(m, scenario="comparison", id=None, **_of_likelihoods(store, m, base, conditions, level))
     if base is None:
         metrics = _unavailable(f"no {reference} bundle of {m.candidate} was measured on the same rows and settings")
     elif base.content_digest == m.content_digest:
@@ -74,6 +79,27 @@ def _compare(store: Store, m: Measurement, base: Measurement | None, reference: 
         if parts := m.conditions.get("slices"):
             conditions["slices"] = _by_slice(store, m, base, parts, level)
     return replace(m, scenario="comparison", conditions=conditions, metrics=metrics, id=None)
+
+
+def _of_likelihoods(
+    store: Store, m: Measurement, base: Measurement | None, conditions: dict[str, Any], level: float
+) -> dict[str, Any]:
+    """Conditions and metrics of a language model's comparison."""
+    accuracy = m.metric("accuracy") is not None
+    reference = conditions["settings"]["reference"]
+    if base is None or m.id is None or base.id is None:
+        why = f"no {reference} bundle of {m.candidate} was measured on the same rows and settings"
+        return {"conditions": conditions, "metrics": unavailable_ratio(why, accuracy=accuracy)}
+    pairs = list(zip(store.outcomes(base.id), store.outcomes(m.id), strict=True))
+    if base.content_digest == m.content_digest:
+        own = [Metric("perplexity_ratio", "number", 1.0, method="the reference itself")]
+        own += [Metric("accuracy_drop", "points", 0.0, method="the reference itself")] if accuracy else []
+        return {"conditions": conditions, "metrics": tuple(own)}
+    metrics, words = compared_metrics(pairs, level, reference, accuracy=accuracy)
+    conditions["words"] = words
+    if parts := m.conditions.get("slices"):
+        conditions["slices"] = ratio_on_slices(pairs, parts, level)
+    return {"conditions": conditions, "metrics": metrics}
 
 
 def _scores(store: Store, m: Measurement, base: Measurement) -> dict[str, float] | None:

@@ -1,7 +1,8 @@
 """The small wheel for devices: what answers and what measures, without the rooms that build.
 
 It keeps edgewise.runtime, the measuring worker, `edgewise run` and `inspect`, and every module of edgewise that these
-import, wherever the import stands. Name and version are those of the whole edgewise, with the build tag '1device'.
+import, wherever the import stands; without docstrings, which nobody reads there. Name and version are those of the
+whole edgewise, with the build tag '1device'.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def device_wheel(wheel: Path, out: Path) -> Path:
 def _pack(files: Mapping[str, bytes], roots: Sequence[str]) -> bytes:
     """The wheel's bytes: what a device needs of these files to start the roots."""
     code = needed(files, roots)
-    kept = {name: data for name, data in files.items() if name in code or _described(name)}
+    kept = {n: _without_docs(d) if n.endswith(".py") else d for n, d in files.items() if n in code or _described(n)}
     (record,) = (name for name in kept if name.endswith(".dist-info/RECORD"))
     (metadata,) = (name for name in kept if name.endswith(".dist-info/METADATA"))
     (tags,) = (name for name in kept if name.endswith(".dist-info/WHEEL"))
@@ -110,6 +111,25 @@ def _pack(files: Mapping[str, bytes], roots: Sequence[str]) -> bytes:
             info.external_attr = 0o644 << 16
             made.writestr(info, kept[inside], zipfile.ZIP_DEFLATED, compresslevel=9)
     return buffer.getvalue()
+
+
+def _without_docs(source: bytes) -> bytes:
+    """Python without docstrings; each line keeps its number, so that a traceback points to where the source is."""
+    lines = source.split(b"\n")
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docs = [s for s in node.body if isinstance(s, ast.Expr) and _is_text(s.value)]
+        for doc in docs:
+            first, end = doc.lineno - 1, doc.end_lineno or doc.lineno
+            needed = doc is docs[0] and len(docs) == len(node.body)  # a body is at least one statement
+            kept = lines[first][: doc.col_offset] + b"..." if needed else b""
+            lines[first:end] = [kept, *[b""] * (end - first - 1)]
+    return b"\n".join(lines)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _described(name: str) -> bool:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+_CHUNK = 64
 
-def answer_rows(model: Any, items: Sequence[Any]) -> list[list[Any]]:
-    """[index, score, logits, tokens read, whether it was cut, given] of each item.
+
+def answer_rows(model: Any, items: Sequence[Any]) -> Iterator[list[Any]]:
+    """[index, score, logits, tokens read, whether it was cut, given] of each item, in order.
 
     One label an input has its index, score and logits; of the others 'given' is the answer: the labels that hold, a
-    number, a tag a word, a text (the forms of `edgewise.metric_inputs`).
+    number, a tag a word, a text (the forms of `edgewise.metric_inputs`); of language models [sum of natural
+    log-probabilities, tokens scored, tokens that were the likeliest].
     """
+    if hasattr(model, "log_likelihood"):
+        joined = {"joined": True} if model.bundle.manifest.task == "text-generation" else {}
+        for a in model.log_likelihood(items, **joined):
+            yield _other(a, [a.log_probability, a.scored, a.right])
+        return
+    # Whole batches, in order: the batch changes the answers of dynamic int8.
+    step = max(1, _CHUNK // model.run.batch_size) * model.run.batch_size
+    for start in range(0, len(items), step):
+        yield from _answers(model, items[start : start + step])
+
+
+def _answers(model: Any, items: Sequence[Any]) -> list[list[Any]]:
     manifest = model.bundle.manifest
     if manifest.task == "token-classification":
         found = model.predict(items, ignore_labels=())

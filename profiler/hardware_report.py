@@ -18,13 +18,16 @@ _MACHINE = (
 )  # fmt: skip
 _STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
 _MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "size")
-_ANSWERS = ("accuracy", "f1", "worst_slice_accuracy", "accuracy_drop", "changed_answers", "agreement")
+_ANSWERS = (
+    "accuracy", "f1", "perplexity", "worst_slice_accuracy", "worst_slice_perplexity", "accuracy_drop",
+    "perplexity_ratio", "changed_answers", "agreement",
+)  # fmt: skip
 _MOST_TYPES, _MOST_INPUTS = 5, 6
 
 
 def hardware_report(store: Store, title: str) -> str:
     """Markdown. Of the same thing measured twice the later one. Raises StoreError for a store without measurements."""
-    found = list(latest((m for m in store.measurements() if m.target is not None), _key).values())
+    found = list(latest((m for m in store.measurements() if m.target is not None and m.stage != "look"), _key).values())
     if not found:
         raise StoreError(f"{store.path} holds no measurements: `edgewise profile` makes some")
     created = sorted(store.created().values())

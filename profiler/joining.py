@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.files import digest_json
+from edgewise.profiler.machines import one_machine
 from edgewise.types import SCENARIOS, Entry, Measurement, Metric, Stage, Target, to_dict
 
 if TYPE_CHECKING:
@@ -31,17 +32,34 @@ def entries(
     stage: Stage = "profile",
     digests: Collection[str] | None = None,
     inputs_digest: str | None = None,
+    machine: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Entry]:
     """Every bundle on every target, and every candidate that failed before it was one, in the order first measured.
 
     stage: 'profile' (val rows) or 'confirm'. digests: only bundles with these content digests, and failures.
     inputs_digest: only measurements on these rows. Of the same thing measured twice the later one counts, and of a
     bundle that was built anew under the same names, on each device, the one that was measured last; accuracy joins only
-    what was measured on a machine with the same fingerprint.
+    what was measured on a machine with the same fingerprint. A device's name may stand for several machines: the last
+    one counts, or the last whose name holds `machine`, and `say` is told of the others.
     """
+    measured, others = one_machine(store.measurements(), machine)
+    for words in others:
+        say(words)
+    return joined(measured, stage=stage, digests=digests, inputs_digest=inputs_digest)
+
+
+def joined(
+    measured: Iterable[Measurement],
+    *,
+    stage: Stage = "profile",
+    digests: Collection[str] | None = None,
+    inputs_digest: str | None = None,
+) -> list[Entry]:
+    """`entries` of measurements at hand, in the order in which they were added."""
     wanted = [
         m
-        for m in store.measurements()
+        for m in measured
         if (digests is None or m.content_digest is None or m.content_digest in digests)
         and (m.stage != stage or inputs_digest is None or m.inputs_digest == inputs_digest)
     ]

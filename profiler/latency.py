@@ -17,8 +17,12 @@ from edgewise.errors import EdgewiseError, NoSpaceError, UserError, WorkerError
 from edgewise.files import digest_json
 from edgewise.paired import check_level
 from edgewise.profiler.graphs import GraphFile
+from edgewise.profiler.masking import MASKED, needs_masks, with_masks
 from edgewise.profiler.plumbing import (
+    Prints,
     Subject,
+    Wanted,
+    all_of_them,
     check_rows,
     check_subject,
     device_conditions,
@@ -72,14 +76,16 @@ def measure_latency(
     seed: int = 0,
     repeat_disturbed: bool = True,
     arrivals: Sequence[Arrival] = (Arrival(),),
+    wanted: Wanted = all_of_them,
+    prints: Prints | None = None,
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Measure every subject on every target in every scenario; the measurements, in that order, as they stand in the
     store.
 
     rows: inputs, in an order shuffled by `seed`, the same for all; round r starts at another place of it.
-    spec: a plan's `profile`, or `Rounds`. arrivals: the scenarios. work: where raw rounds wait (beside the store,
-    unless given).
+    spec: a plan's `profile`, or `Rounds`. arrivals: the scenarios. wanted: which subjects on which targets. prints: as
+    of `fingerprints`, where they were asked for before. work: where raw rounds wait (beside the store, unless given).
 
     What the store has already is not measured again, and finished rounds of an interrupted run are taken up. A bundle
     that fails becomes a measurement with its reason, and so does an SSH device among others. Raises UserError for a
@@ -91,12 +97,13 @@ def measure_latency(
     run.work = work or store.path.with_name(f"{store.path.name}.rounds")
     by_name = pick_devices(devices, targets)
     try:
-        prints = fingerprints(by_name, run.children, run.say)
+        prints = fingerprints(by_name, run.children, run.say, prints)
         faults = {id(s): check_subject(s) for s in subjects}
         series = [
             run.series(s, t, a, by_name[t.device], prints[t.device], faults[id(s)])
             for s in subjects
             for t in targets
+            if wanted(s, t)
             for a in arrivals
         ]
         stored = {id(s): store.find(s.key) for s in series}
@@ -271,6 +278,9 @@ class _Run:
         stride = -(-len(self.rows) // self.rule.max_rounds)
         start = number * stride % len(self.rows)
         turned = (self.rows[start:] + self.rows[:start])[:_MAX_INPUTS]
+        if needs_masks(s.subject.bundle):
+            turned = with_masks(turned, s.subject.bundle, s.target.run)
+        first = number == 0 and self.stage != "look"  # a look is short, and asks for nothing beside
         job = {
             "job": "latency",
             **job_subject(s.subject),
@@ -280,8 +290,8 @@ class _Run:
             "seconds": self.rule.seconds,
             "min_calls": calls_a_round(self.rule, s.arrival),
             "scenario": s.arrival.job(1_000_003 * self.seed + number),
-            "placement": number == 0,
-            "peaks": number == 0 and s.target.run.provider == "cpu" and _peaks_key(s) not in self.peaks,
+            "placement": first,
+            "peaks": first and s.target.run.provider == "cpu" and _peaks_key(s) not in self.peaks,
         }
         timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"]))
         return run_job(
@@ -321,7 +331,11 @@ class _Run:
                 {"fed": [asdict(i) for i in s.subject.bundle.inputs]} if isinstance(s.subject.bundle, GraphFile) else {}
             ),
             "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, {s.arrival.order}",
-            "notes": [*_NOTES, *([_BUSY] if s.device.ssh in self.busy else [])],
+            "notes": [
+                *_NOTES,
+                *([_BUSY] if s.device.ssh in self.busy else []),
+                *([MASKED] if needs_masks(s.subject.bundle) else []),
+            ],
         }
         return base if s.failure else base | series_conditions(s, self.rule, self.level, self._stopped(s))
 

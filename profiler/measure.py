@@ -14,7 +14,7 @@ from edgewise.profiler.comparison import compare_with_reference
 from edgewise.profiler.joining import entries
 from edgewise.profiler.latency import measure_latency
 from edgewise.profiler.plumbing import Subject, no_progress
-from edgewise.profiler.quality import kind_of_subject
+from edgewise.profiler.quality import judged_without_labels, kind_of_subject
 from edgewise.profiler.rounds import RoundRule, Rounds
 from edgewise.profiler.store import Store
 from edgewise.progress import Progress
@@ -48,8 +48,8 @@ def profile(
     slices: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> list[Measurement]:
-    """Measure bundles on targets: accuracy where the rows have labels, else agreement with the reference where it is
-    among them; then latency, start-up, memory and size.
+    """Measure bundles on targets: accuracy where the rows have labels, perplexity of language models, else agreement
+    with the reference where it is among them; then latency, start-up, memory and size.
 
     bundles: folders, or `Subject`s that name candidate and recipe. rows: real inputs; labels on all of them or none.
     spec: how long (`Rounds`, or a plan's `profile`). arrivals: the scenarios. slices: as of
@@ -64,7 +64,7 @@ def profile(
         raise DataError(f"{len(rows) - labelled} of {len(rows)} rows have no label: give labels to all of them or none")
     subjects = [b if isinstance(b, Subject) else subject_of(b) for b in bundles]
     found: list[Measurement] = []
-    if labelled or _comparable(subjects, reference):
+    if labelled or all(map(judged_without_labels, subjects)) or _comparable(subjects, reference):
         found += measure_accuracy(
             subjects,
             targets,

@@ -46,6 +46,15 @@ class Subject:
         return self.bundle.manifest
 
 
+Wanted = Callable[[Subject, Target], bool]
+"""Whether a subject is measured on a target."""
+
+
+def all_of_them(subject: Subject, target: Target) -> bool:
+    """Where everything is measured."""
+    return True
+
+
 def no_progress(done: int, total: int, what: str) -> None:
     """Where nobody looks on."""
 
@@ -81,13 +90,21 @@ def fingerprint_of(device: Device, children: Children, say: Say = no_words) -> d
         return f"device {device.name!r} does not answer: {error}"
 
 
+Prints = Mapping[str, dict[str, Any] | str]
+"""Device -> its fingerprint, or why there is none."""
+
+
 def fingerprints(
-    devices: Mapping[str, Device], children: Children, say: Say = no_words
+    devices: Mapping[str, Device], children: Children, say: Say = no_words, known: Prints | None = None
 ) -> dict[str, dict[str, Any] | str]:
-    """The fingerprint of each device, asked at the same time, or why there is none.
+    """The fingerprint of each device, asked at the same time, or why there is none. known: asked a moment ago; a device
+    that changed since is found by its first worker.
 
     Raises UserError as `describe_device` does; one SSH device among others that answer is a reason instead.
     """
+
+    if known is not None:
+        return {name: known[name] for name in devices}
 
     def ask(device: Device) -> dict[str, Any] | str | UserError:
         try:

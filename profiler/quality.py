@@ -1,7 +1,7 @@
 """What answers are worth, for every task: metrics with bounds, and the outcome of each row.
 
 One label an input has its own bounds (Wilson, and for F1 the delta method); the metrics of the others have no formula,
-and take the rows as what repeats: percentiles of a bootstrap over rows.
+and take the rows as what repeats: percentiles of a bootstrap over rows. Language models stand in likelihood.py.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ _DIGITS = 12
 
 
 def kind_of_subject(subject: Subject) -> DataKind | None:
-    """The form of its answers; None for an ONNX file, for a task without answers to compare, and for language
-    modelling, whose probabilities the runtime does not give."""
+    """The form of its answers; None for an ONNX file, and for a task without answers to compare."""
     if isinstance(subject.bundle, GraphFile):
         return None
     problem: Any = subject.manifest.problem_type
     try:
-        kind = kind_of(subject.manifest.task, problem)
+        return kind_of(subject.manifest.task, problem)
     except DataError:
         return None
-    return None if kind == "logprob" else kind
+
+
+def judged_without_labels(subject: Subject) -> bool:
+    """Whether its rows need no labels to judge it: a language model, whose text is its own reference."""
+    return kind_of_subject(subject) == "logprob"
 
 
 def reference_of(row: Row, kind: DataKind) -> Any:

@@ -73,6 +73,8 @@ class WorkerResult:
     peaks: Mapping[str, Any] | None = None
     """Of the machine; see `edgewise.profiler.peaks`."""
     trials: tuple[Mapping[str, Any], ...] = ()
+    wall_s: float | None = None
+    """From starting the process to its last line: what it cost."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         nodes=one.get("nodes"),
         peaks=one.get("peaks"),
         trials=tuple(one.get("trials", {}).get("trials", ())),
+        wall_s=one["end"].get("wall_s"),
     )
 
 

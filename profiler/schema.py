@@ -71,6 +71,8 @@ _SUMMARY_HEAD = (
     ("reason", "TEXT"),
     ("fingerprint_digest", "TEXT"),
 )
+BUNDLE_INDEX = "CREATE INDEX IF NOT EXISTS summary_bundle ON summary (candidate, recipe, device)"
+"""All measurements of one bundle: what a large store is asked for."""
 SUMMARY_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _SUMMARY_HEAD)
 
 
@@ -80,6 +82,7 @@ def create(db: sqlite3.Connection) -> None:
     statements = [s for s in TABLES.split(";") if s.strip()]
     for statement in [*statements, f"CREATE TABLE summary ({', '.join(columns)})"]:
         db.execute(statement)
+    db.execute(BUNDLE_INDEX)
     db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -103,7 +106,8 @@ def check(db: sqlite3.Connection, place: str) -> bool:
 
 
 def add_missing_columns(db: sqlite3.Connection) -> None:
-    """A store of an older minor version gets the columns of the metrics that came since."""
+    """A store of an older minor version gets the index and the columns of the metrics that came since."""
+    db.execute(BUNDLE_INDEX)
     there = {row[1] for row in db.execute("PRAGMA table_info(summary)")}
     for metric in METRICS:
         if metric not in there:

@@ -20,6 +20,7 @@ import sys  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from functools import partial  # noqa: E402
+from itertools import islice  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, TextIO  # noqa: E402
 
@@ -86,7 +87,7 @@ def _work(folder: Path, results: _Results) -> None:
         raise EdgewiseError(f"unknown job {job.get('job')!r}: known: {', '.join(jobs)}")
     results.write("start", protocol=PROTOCOL, pid=os.getpid(), spawned_ns=_spawned_ns(), first_line_ns=_FIRST_LINE_NS)
     jobs[job["job"]](folder, job, results)
-    results.write("end")
+    results.write("end", wall_s=(time.monotonic_ns() - (_spawned_ns() or _FIRST_LINE_NS)) / 1e9)
 
 
 def _spawned_ns() -> int | None:
@@ -216,20 +217,17 @@ def _accuracy(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
 
     model = _loader(job)(verify=job["verify"])
     lines = _lines(folder)
-    # Whole batches, in order: the batch changes the answers of dynamic int8.
-    step = max(1, _CHUNK // model.run.batch_size) * model.run.batch_size
+    answers = zip(lines, answer_rows(model, [_item(line, folder) for line in lines]), strict=True)
     parent = os.getppid()
-    for start in range(0, len(lines), step):
-        chunk = lines[start : start + step]
-        answers = answer_rows(model, [_item(line, folder) for line in chunk])
-        results.write("answers", items=[[line["id"], *a] for line, a in zip(chunk, answers, strict=True)])
+    while some := list(islice(answers, _CHUNK)):
+        results.write("answers", items=[[line["id"], *a] for line, a in some])
         if os.getppid() != parent:
             raise EdgewiseError("the process that asked for this job is gone")
     _measured(model, results)
     model.close()
     if job.get("placement"):
-        some = [[_item(line, folder)] for line in lines[:_PROFILED]]
-        _place(folder, job, results, lambda again: _some(again.predict, some))
+        few = [[_item(line, folder)] for line in lines[:_PROFILED]]
+        _place(folder, job, results, lambda again: _some(lambda batch: list(answer_rows(again, batch)), few))
 
 
 def _measured(model: Any, results: _Results) -> None:

@@ -6,7 +6,7 @@ the next one, and `keep` chooses among the rows (those that are not finished; th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,6 +130,12 @@ class GrowingCache:
 
         rows: token ids, at least one each. pad: the id to pad with. room: tokens that will be written at most.
         """
+        for logits in self.read(rows, pad, room):
+            last = logits
+        return _last(last)
+
+    def read(self, rows: Sequence[Sequence[int]], pad: int, room: int) -> Iterator[np.ndarray]:
+        """As `start`, with the scores of what follows each token: [rows, some tokens, vocabulary], piece by piece."""
         longest = max(map(len, rows))
         ids = np.full((len(rows), longest), pad, np.int64)
         self._mask = np.ones((len(rows), longest + room), np.int64)
@@ -142,15 +148,14 @@ class GrowingCache:
         chunk = max(1, _LARGEST_LOGITS // (len(rows) * self._decoder.vocabulary))
         for start in range(0, longest, chunk):
             end = min(start + chunk, longest)
-            scores = self._read(ids[:, start:end], positions[:, start:end])
+            yield self._read(ids[:, start:end], positions[:, start:end])
         self._positions = positions[:, -1:] + np.arange(1, room + 1)[:, None, None]
-        return scores
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """As Cache says."""
         positions = self._positions[self._written]
         self._written += 1
-        return self._read(tokens[:, None], positions)
+        return _last(self._read(tokens[:, None], positions))
 
     def _read(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         feeds, inputs = self._feeds, self._decoder.inputs
@@ -162,7 +167,7 @@ class GrowingCache:
             feeds["position_ids"] = positions
         logits, *present = _run(self._session, self._names, feeds)
         feeds.update(zip(self._decoder.past, present, strict=True))
-        return _last(logits)
+        return logits
 
     def keep(self, rows: np.ndarray) -> None:
         """As Cache says."""
@@ -188,6 +193,14 @@ class InPlaceCache:
 
     def start(self, rows: Sequence[Sequence[int]], pad: int, room: int) -> np.ndarray:
         """Read the prompts, the shorter ones padded on the right; arguments and result as of GrowingCache.start."""
+        for logits in self.read(rows, pad, room):
+            last = logits
+        scores: np.ndarray = last[np.arange(len(rows)), (self._lengths if len(rows) > 1 else 0) - 1]
+        self._bind_step()
+        return scores if scores.dtype == np.float32 else scores.astype(np.float32)
+
+    def read(self, rows: Sequence[Sequence[int]], pad: int, room: int) -> Iterator[np.ndarray]:
+        """As of GrowingCache.read; of several rows in one piece."""
         self._lengths = np.array([len(row) for row in rows])
         longest = int(self._lengths.max())
         ids = np.full((len(rows), longest), pad, np.int64)
@@ -201,10 +214,7 @@ class InPlaceCache:
         chunk = max(1, _LARGEST_LOGITS // self._decoder.vocabulary) if len(rows) == 1 else longest
         for start in range(0, longest, chunk):
             end = min(start + chunk, longest)
-            logits = self._first(ids[:, start:end], self._lengths if len(rows) > 1 else np.array([end]))
-        scores: np.ndarray = logits[np.arange(len(rows)), (self._lengths if len(rows) > 1 else 0) - 1]
-        self._bind_step()
-        return scores if scores.dtype == np.float32 else scores.astype(np.float32)
+            yield self._first(ids[:, start:end], self._lengths if len(rows) > 1 else np.array([end]))
 
     def _first(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         binding = self._binding

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tokenizers import Encoding
@@ -16,6 +16,9 @@ from edgewise.errors import BundleError, EdgewiseError, InputError
 from edgewise.runtime.base import Model, Opened, is_iterator
 from edgewise.runtime.special_tokens import read_special_tokens
 from edgewise.runtime.text import TextEncoder, text_of
+
+if TYPE_CHECKING:  # few need it, and a start is short
+    from edgewise.runtime.likelihood import Likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,40 @@ class MaskFiller(Model):
             raise InputError(f"predict takes a list of texts, got {type(items).__name__}: put a single text in a list")
         return self.all_of([text_of(i) for i in items], self._way(top_k, targets))
 
+    def log_likelihood(self, texts: Sequence[str]) -> Iterator[Likelihood]:
+        """How likely the model finds words of each text that it does not see, in order.
+
+        15% of a text's tokens, one at least, are masked together and scored; which ones, a hash of the text says, so
+        that they are always the same. Masks that stand in a text already stay, and are not scored. `run.batch_size`
+        texts go through the graph together; of a text that is too long the end is not read.
+
+        Raises InputError for what is no list of texts.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise InputError(f"expected a list of texts, got {type(texts).__name__}: put a single text in a list")
+        return self.many([text_of(t) for t in texts], self._likelihoods)
+
+    def _likelihoods(self, texts: Sequence[str]) -> list[Likelihood]:
+        from edgewise.runtime.likelihood import hidden, likelihood
+
+        encodings = self._encoder.encode(texts)
+        arrays = self._encoder.arrays(encodings)
+        places = [hidden(text, self._own(encoding)) for text, encoding in zip(texts, encodings, strict=True)]
+        for ids, some in zip(arrays["input_ids"], places, strict=True):
+            ids[some] = self._mask_id
+        if cut := [len(e) for e in encodings if e.overflowing]:
+            self.warn_truncated(cut[0])
+        logits = self._logits(arrays)
+        return [
+            likelihood(rows[some], [e.ids[i] for i in some], len(e), bool(e.overflowing))
+            for rows, some, e in zip(logits, places, encodings, strict=True)
+        ]
+
+    def _own(self, encoding: Encoding) -> list[int]:
+        """Where the words of a text stand: no special tokens, no masks."""
+        marks = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [i for i, (token, special) in enumerate(marks) if not special and token != self._mask_id]
+
     def token_ids(self, item: str) -> list[int]:
         """Token ids of one text, special tokens included, cut to the length of the run settings."""
         ids: list[int] = self._encoder.encode([item])[0].ids
@@ -166,7 +203,10 @@ class MaskFiller(Model):
 
     def _run(self, encodings: Sequence[Encoding]) -> np.ndarray:
         """Logits float32 [batch, length, vocabulary]."""
-        logits: np.ndarray = self.session().run(None, self._encoder.arrays(encodings))[0]
+        return self._logits(self._encoder.arrays(encodings))
+
+    def _logits(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        logits: np.ndarray = self.session().run(None, arrays)[0]
         return logits
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:

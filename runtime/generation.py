@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from edgewise.bundle import Bundle, Golden
@@ -25,7 +26,10 @@ from edgewise.runtime.decode import (
     written_one_by_one,
 )
 from edgewise.runtime.generation_options import GenerateOptions, Options, read_options, with_given
-from edgewise.runtime.text import TextEncoder
+from edgewise.runtime.text import TextEncoder, text_of
+
+if TYPE_CHECKING:  # few need it, and a start is short
+    from edgewise.runtime.likelihood import Likelihood
 
 GOLDEN_TOKENS = 8
 """Written greedily for a golden answer; few, since int8 and int4 kernels differ between CPUs."""
@@ -128,6 +132,29 @@ class TextGenerator(Model):
         read = self._read(prompt, chosen)
         return TokenStream(len(read.ids), read.truncated, self._tokens(read, without_end(chosen, ignore_eos)))
 
+    def log_likelihood(self, texts: Sequence[str], *, joined: bool = False) -> Iterator[Likelihood]:
+        """How likely the model finds each text, in order, as soon as it was read: what perplexity is made of.
+
+        A text that is longer than the model's context (or the run settings' max_length) is read in windows of that many
+        tokens, which move by half: every token but the first is scored, once. Windows go through the graph one by one.
+        joined: the texts are one running text, with the end of text after each, as the trainer scores them; each is
+        then scored after those before it, its first token and its end, too.
+
+        Raises InputError for what is no list of texts.
+        """
+        from edgewise.runtime.likelihood import WINDOW, of_stream
+        from edgewise.runtime.special_tokens import read_special_tokens
+
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise InputError(f"expected a list of texts, got {type(texts).__name__}: put a single one in a list")
+        self.session()
+        special = read_special_tokens(self.bundle)
+        end = special.id_of(self._tokenizer, special.end) if joined else None
+        ids = [self._text_ids(text_of(text)) + ([] if end is None else [end]) for text in texts]
+        size = self._length or WINDOW
+        parts = [ids] if joined else [[one] for one in ids]
+        return (found for part in parts for found in of_stream(part, size, self._logits))
+
     def token_ids(self, item: Prompt) -> list[int]:
         """Token ids of one prompt, uncut."""
         return self._token_ids(item, self._options)
@@ -200,6 +227,11 @@ class TextGenerator(Model):
         behind = self._decode([*before, *written])[len(self._decode(before)) :]
         return " " if behind.startswith(" ") and not self._decode(written).startswith(" ") else ""
 
+    def _logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Of a text: [some tokens, vocabulary], piece by piece."""
+        cache = self._cache(self.session(), self._decoder)
+        return (logits[0] for logits in cache.read([ids], self._options.pad_token_id, 0))
+
     # ---- prompts
 
     def _read(self, item: Prompt, options: Options) -> _Read:
@@ -239,13 +271,18 @@ class TextGenerator(Model):
 
         going_on = messages[-1].get("role") == "assistant" if isinstance(messages[-1], Mapping) else False
         text = render(self.bundle.path, messages, not going_on, continue_final_message=going_on)
+        ids = self._text_ids(text)
+        if not ids:
+            raise InputError("the chat template makes no text of these messages: say something")
+        return ids
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Without special tokens."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError, ValueError):
             self._encoder.encode([text])  # says what is wrong
             raise
-        if not ids:
-            raise InputError("the chat template makes no text of these messages: say something")
         return ids
 
     def _warn_cut(self, found: int, most: int) -> None:

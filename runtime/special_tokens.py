@@ -1,4 +1,4 @@
-"""What the tokenizer's configs say beside tokenizer.json: which tokens mean a mask, padding or an unknown word."""
+"""What the tokenizer's configs say beside tokenizer.json: which tokens mean a mask, padding, an end, no word."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class SpecialTokens:
     mask: str | None
     unknown: str | None
     padding: str | None
+    end: str | None
+    """Of a text."""
     clean_up: bool
     """Spaces before punctuation are taken out of text that is made of tokens."""
 
@@ -60,6 +62,7 @@ def read_special_tokens(bundle: Bundle) -> SpecialTokens:
         _text(told.get("mask_token")),
         _text(told.get("unk_token")),
         _text(told.get("pad_token")),
+        _text(told.get("eos_token")),
         told.get("clean_up_tokenization_spaces") is True,
     )
 

@@ -4,8 +4,9 @@
     select_by_device(...)                    the same for entries of several devices
     check_budgets(entry, budgets)            one entry held against the budgets, for confirmation
     with_confirmed(selection, tries)         the choice with what its confirmation found
-    to_json, from_json                       selection.json
-    ranking_table, near_misses               for the terminal, 80 columns
+    to_json, from_json, joint_json           selection.json
+    one_for_all(selections)                  the one bundle for several devices
+    ranking_table, near_misses, joint_table  for the terminal, 80 columns
     write_report, write_markdown             for people
     model_card                               README.md of the chosen bundle
 
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.selector.budgets import binding, check_budgets
 from edgewise.selector.contest import PairedComparison
-from edgewise.selector.record import from_json, to_json
+from edgewise.selector.record import from_json, joint_json, to_json
 
 # Not lazily: the module has the name of its function, and its late import would put the module in the function's place.
 from edgewise.selector.select import select, select_by_device, with_confirmed
-from edgewise.selector.table import near_misses, ranking_table
+from edgewise.selector.several import Joint, one_for_all
+from edgewise.selector.table import joint_table, near_misses, ranking_table
 
 if TYPE_CHECKING:
     from edgewise.selector.card import model_card
@@ -34,14 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChangedAnswer",
+    "Joint",
     "PairedComparison",
     "ReportData",
     "TrainingRow",
     "binding",
     "check_budgets",
     "from_json",
+    "joint_json",
+    "joint_table",
     "model_card",
     "near_misses",
+    "one_for_all",
     "ranking_table",
     "select",
     "select_by_device",

@@ -13,7 +13,7 @@ from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Entry, Metric, Verdict
 from edgewise.units import METRICS, RELATIVE
 
-ROW_METRICS = ("accuracy", "f1", "accuracy_drop", "changed_answers", "agreement")
+ROW_METRICS = ("accuracy", "f1", "accuracy_drop", "changed_answers", "agreement", "perplexity", "perplexity_ratio")
 """Metrics that are counted over rows: more rows make their interval narrower, and two entries can be compared row by
 row."""
 
@@ -43,10 +43,11 @@ def check_budget(entry: Entry, budget: Budget, confidence: float) -> BudgetCheck
 
 
 def metric_of(entry: Entry, name: str, reference: str | None = None) -> Metric | None:
-    """An entry's metric. What compares with a reference recipe is 0 for that one by definition, agreement 1."""
+    """An entry's metric. What compares with a reference recipe is 0 for that one by definition, agreement and the ratio
+    of perplexities 1."""
     metric = entry.metrics.get(name)
     if name in RELATIVE and entry.recipe == (reference or "fp32") and point(metric) is None and entry.status == "ok":
-        own = 1.0 if METRICS[name].better == "higher" else 0.0
+        own = 1.0 if METRICS[name].better == "higher" or name == "perplexity_ratio" else 0.0
         return Metric(name, METRICS[name].unit, own, method="the reference itself")
     return metric
 
@@ -107,7 +108,9 @@ def _more_rows(metric: Metric, budget: Budget) -> str:
     needed = metric.n * ((bound - metric.value) / room) ** 2
     if needed > 1e9:
         return ""
-    return f"; at this value about {float(f'{needed:.2g}'):,.0f} rows instead of {metric.n:,} would show that it holds"
+    what = "tokens" if "token" in metric.method else "rows"
+    some = f"{float(f'{needed:.2g}'):,.0f} {what}"
+    return f"; at this value about {some} instead of {metric.n:,} would show that it holds"
 
 
 def relative_room(check: BudgetCheck) -> float:

@@ -8,13 +8,14 @@ from typing import Any
 
 from edgewise.bundle import Manifest
 from edgewise.selector import views
+from edgewise.selector.conditions import machine_facts
 from edgewise.selector.markdown import budget_table, escape, fence, table
 from edgewise.selector.report_data import confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import percent
 from edgewise.showing import show
 from edgewise.types import Selection
-from edgewise.units import METRICS
+from edgewise.units import METRICS, WORST
 
 
 def model_card(
@@ -152,7 +153,7 @@ def _where(selection: Selection, machine: Mapping[str, Any] | None) -> list[str]
     if selection.chosen and selection.chosen.entry.target:
         lines += [f"On {escape(selection.chosen.entry.target.text())}.", ""]
     if machine:
-        lines += table(["", ""], [[escape(k), escape(v)] for k, v in views.flat(machine)])
+        lines += table(["", ""], [[escape(k), escape(v)] for k, v in machine_facts(machine)])
     return lines
 
 
@@ -162,14 +163,29 @@ def _limits(manifest: Manifest, selection: Selection) -> list[str]:
         "",
         "- The budgets were shown to hold on that machine, with those run settings. On another machine, or with other "
         "threads, length or batch, measure again: `edgewise profile`.",
-        "- Accuracy was measured on rows like those it was trained on; nothing is said of other text, other languages, "
-        "or of groups within the data.",
+        "- Accuracy was measured on rows like those it was trained on; nothing is said of other text, "
+        + _groups(selection),
     ]
     if manifest.recipe.precision == "int8-dynamic":
-        lines.append("- Dynamic int8 answers depend on what shares a batch: the numbers hold for the batch size above.")
+        lines.append(
+            f"- Dynamic int8 answers depend on what shares a batch: the numbers hold for batches of "
+            f"{manifest.run.batch_size}."
+        )
     if selection.confirmed and len(selection.confirmed) > 1:
         lines.append(
             f"- {len(selection.confirmed)} candidates were confirmed in turn on the same rows until one passed."
         )
     made = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
     return [*lines, "", *(["Made with:", "", *fence(made)] if made else [])]
+
+
+def _groups(selection: Selection) -> str:
+    """What is known of groups within the data: the worst slice, where there are any."""
+    worst = views.chosen_metric(selection, f"{WORST}accuracy")
+    if worst is None or worst.value is None:
+        return "other languages, or of groups within the data."
+    bounds = views.interval(worst)
+    return (
+        f"or other languages. Of its slices it is worst with {show(worst.value, worst.unit)}"
+        f"{f' ({bounds})' if bounds else ''} on {worst.n:,} rows{f': {escape(worst.method)}' if worst.method else ''}."
+    )

@@ -14,6 +14,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import ROW_METRICS, metric_of
+from edgewise.selector.weighted import Column, weighted
 from edgewise.selector.words import finite, point
 from edgewise.types import Entry
 from edgewise.units import METRICS
@@ -22,25 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
 PairedComparison = Callable[[Entry, Entry, str], tuple[float, float] | None]
 """(a, b, metric) -> (metric of a minus metric of b, standard error of that difference), canonical unit, compared row by
 row; None where the two were not measured on the same rows."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One objective over all entries, turned so that larger is better."""
-
-    name: str
-    score: Floats
-    """(n,) NaN where it was not measured."""
-    worse: Floats
-    """(n,) how much worse it may be, at the confidence asked for; 0 where the value has no interval."""
-    better: Floats
-    """(n,) how much better it may be."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +61,8 @@ class Contest:
     order: Indices
     """(n,) place of each entry by point estimates, size, name: what decides when nothing else does."""
     z: float
+    objective: tuple[str, ...] = ()
+    """Names of the objectives; with weights they make one column together."""
     paired: PairedComparison | None = None
     seen: dict[tuple[int, int, int], Gap | None] = field(default_factory=dict)
     """Paired comparisons already made: (column, leader, other)."""
@@ -159,12 +148,16 @@ def set_up(
     references: dict[str, str],
     confidence: float,
     *,
+    weights: Sequence[float] = (),
     paired: PairedComparison | None = None,
 ) -> Contest:
-    """A contest among `entries`. references: metric -> the recipe that it is measured against."""
+    """A contest among `entries`. references: metric -> the recipe that it is measured against. weights: of the
+    objectives, which then make one column together (`edgewise.selector.weighted`)."""
     z = NormalDist().inv_cdf(confidence)
     columns = tuple(_column(entries, name, references.get(name), z) for name in objective)
-    return Contest(entries, columns, _order(entries, columns), z, paired)
+    if weights:
+        columns = (weighted(columns, weights),)
+    return Contest(entries, columns, _order(entries, columns), z, tuple(objective), paired)
 
 
 def _column(entries: Sequence[Entry], name: str, reference: str | None, z: float) -> Column:

@@ -10,6 +10,9 @@ from edgewise.selector.views import cell
 from edgewise.selector.words import percent
 from edgewise.types import Measurement, Metric
 
+_ELSEWHERE = {"fingerprint": "see Machines", "slices": "see By slice", "roofline": "see Roofline"}
+"""Conditions that have a table of their own."""
+
 
 def measurement_rows(measurements: Iterable[Measurement]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Every measurement with its metrics and conditions; long conditions stand once, by number."""
@@ -46,8 +49,8 @@ def _metric_words(metric: Metric, methods: dict[str, str]) -> dict[str, str]:
 
 
 def _condition(key: str, value: Any, notes: dict[str, str]) -> dict[str, str]:
-    if key == "fingerprint":
-        return {"key": key, "text": "see Machines", "ref": ""}
+    if key in _ELSEWHERE:
+        return {"key": key, "text": _ELSEWHERE[key], "ref": ""}
     if key.endswith("digest") and isinstance(value, str):
         return {"key": key, "text": value[:19], "ref": ""}
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)

@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import metric_of, relative_room
-from edgewise.selector.words import budget_text, gap, label, limit_text, listed, percent, plural, point
+from edgewise.selector.words import (
+    budget_text,
+    finite,
+    gap,
+    label,
+    limit_text,
+    listed,
+    percent,
+    plural,
+    point,
+    turned,
+    unit_of,
+)
 from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Metric, Verdict
-from edgewise.units import METRICS
 
 if TYPE_CHECKING:
     from edgewise.selector.contest import Contest, Stage
@@ -61,7 +72,7 @@ def _tie(contest: Contest, column: int, leader: int, rival: int, winner: int) ->
     other = rival if rival != winner else leader
     found = contest.gap(column, leader, rival if leader == winner else winner)
     who = f"tied with {label(contest.entries[other])} in {name}"
-    unit = METRICS[name].unit
+    unit = unit_of(name)
     if found.ahead == 0:
         return f"{who}: both have {_value(contest, winner, name)}"
     return f"{who}: the difference of {gap(found.ahead, unit)} is within the noise of {gap(found.noise, unit)}"
@@ -110,7 +121,7 @@ def reason_beaten(contest: Contest, stages: Sequence[Stage], winner: int, *, oth
     if column.score[i] != column.score[i]:
         return f"{start} its {column.name} was not measured"
     found = contest.gap(stage.column, stage.leader, i)
-    unit = METRICS[column.name].unit
+    unit = unit_of(column.name)
     best = _value(contest, stage.leader, column.name)
     leader = "the chosen one" if stage.leader == winner else label(contest.entries[stage.leader])
     noise = f", more than the noise of {gap(found.noise, unit)}" if found.noise > 0 else ""
@@ -126,8 +137,7 @@ def _tied_names(contest: Contest, stages: Sequence[Stage]) -> str:
 
 def _value(contest: Contest, i: int, name: str) -> str:
     column = next(c for c in contest.columns if c.name == name)
-    sign = 1 if METRICS[name].better == "higher" else -1
-    return show(sign * float(column.score[i]), METRICS[name].unit)
+    return show(turned(name, float(column.score[i])), unit_of(name))
 
 
 def reason_rejected(checks: Sequence[BudgetCheck]) -> str:
@@ -163,6 +173,7 @@ def sentence_chosen(
     fresh: Mapping[str, Metric] | None = None,
 ) -> str:
     """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others."""
+    verdicts = [v for v in verdicts if not v.entry.partial]
     entry = verdicts[0].entry
     references = {b.metric: b.relative_to for b in budgets}
     numbers = []
@@ -213,18 +224,18 @@ def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Bu
         start = f"{_on(device)} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
     found = smallest_relaxation(verdicts)
     if found is None:
-        return f"{start}, and relaxing any single one of them would not help."
-    verdict, check = found
-    assert check.bound is not None  # smallest_relaxation returns none without
-    new = budget_text(check.budget, check.bound)
-    return f"{start}; '{new}' instead of '{limit_text(check.budget)}' would be enough for {label(verdict.entry)}."
+        return f"{start}, and no relaxation can be said: each lacks a number that a budget needs."
+    verdict, broken = found
+    changes = [f"'{budget_text(c.budget, c.bound)}' instead of '{limit_text(c.budget)}'" for c in broken]
+    return f"{start}; {listed(changes)} would be enough for {label(verdict.entry)}."
 
 
-def smallest_relaxation(verdicts: Sequence[Verdict]) -> tuple[Verdict, BudgetCheck] | None:
-    """The entry that breaks one budget alone, by the least relative to its limit, and that broken budget."""
+def smallest_relaxation(verdicts: Sequence[Verdict]) -> tuple[Verdict, tuple[BudgetCheck, ...]] | None:
+    """The entry that is let in by the smallest relaxation, and the budgets that it breaks: the sum of what each limit
+    must move, relative to itself, is the least, then their number. None where every entry lacks a bound."""
     near = []
     for verdict in verdicts:
-        broken = [c for c in verdict.checks if not c.met]
-        if len(broken) == 1 and broken[0].bound is not None:
-            near.append((verdict, broken[0]))
-    return min(near, key=lambda pair: -relative_room(pair[1]), default=None)
+        broken = tuple(c for c in verdict.checks if not c.met)
+        if broken and all(c.bound is not None and finite(c.bound) for c in broken):
+            near.append((verdict, broken))
+    return min(near, key=lambda pair: (sum(-relative_room(c) for c in pair[1]), len(pair[1])), default=None)

@@ -11,10 +11,22 @@ from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from edgewise.errors import StoreError
-from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Target, Verdict, run_from_dict
+from edgewise.selector.several import Joint
+from edgewise.types import (
+    Budget,
+    BudgetCheck,
+    ConfirmTry,
+    Entry,
+    Metric,
+    Selection,
+    Target,
+    Verdict,
+    WhatIf,
+    run_from_dict,
+)
 
 FORMAT = "1.0"
-_NUMBERS = ("value", "low", "high", "level", "bound", "margin")
+_NUMBERS = ("value", "low", "high", "level", "bound", "margin", "limit")
 T = TypeVar("T")
 
 
@@ -25,6 +37,12 @@ def to_json(selection: Selection) -> dict[str, Any]:
     for verdict, item in zip(selection.verdicts, data["verdicts"], strict=True):
         item["entry"] = {"key": verdict.entry.key, **item["entry"]}
     encoded: dict[str, Any] = _encode({"format": FORMAT, **data})
+    return encoded
+
+
+def joint_json(joint: Joint) -> dict[str, Any]:
+    """The one bundle for several devices, and the others, as a JSON-able dict."""
+    encoded: dict[str, Any] = _encode(asdict(joint))
     return encoded
 
 
@@ -71,6 +89,9 @@ def _selection(data: Mapping[str, Any]) -> Selection:
         verdicts=verdicts,
         sentence=data["sentence"],
         confirmed=tuple(_try(t) for t in data.get("confirmed", ())),
+        weights=tuple(data.get("weights", ())),
+        left_out=str(data.get("left_out", "")),
+        what_if=tuple(_plain(WhatIf, w, budget=_plain(Budget, w["budget"])) for w in data.get("what_if", ())),
     )
 
 

@@ -12,7 +12,8 @@
     return PALETTES[dark ? "dark" : "light"][candidates.indexOf(c) % 8];
   };
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon"];
-  const SCALE = { s: [1000, "ms"], B: [1e-6, "MB"], 1: [100, "%"], points: [1, "points"], "1/s": [1, "/s"] };
+  const SCALE = { s: [1000, "ms"], B: [1e-6, "MB"], 1: [100, "%"], points: [1, "points"], "1/s": [1, "/s"], J: [1000, "mJ"],
+    number: [1, ""] };
   const candidates = [...new Set(data.points.map((p) => p.candidate))].sort();
   const recipes = [...new Set(data.points.map((p) => p.recipe))].sort();
   // Plotly reads a little HTML in its texts: names must not be taken for it.
@@ -22,9 +23,9 @@
   const digits = (v) => (Math.abs(v) >= 100 ? v.toFixed(0) : v.toPrecision(3));
   const said = (name, v) => {
     const x = scaled(name, v);
-    return data.metrics[name].unit === "1" ? `${x.toFixed(2)}%` : `${digits(x)} ${unit(name)}`;
+    return data.metrics[name].unit === "1" ? `${x.toFixed(2)}%` : `${digits(x)} ${unit(name)}`.trim();
   };
-  const title = (name) => `${data.metrics[name].name} (${unit(name)}, ${data.metrics[name].better} is better)`;
+  const title = (name) => `${data.metrics[name].name} (${[unit(name), `${data.metrics[name].better} is better`].filter(Boolean).join(", ")})`;
   const CONFIG = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 
   function theme() {
@@ -52,8 +53,10 @@
   function setUpAxes() {
     const names = Object.keys(data.metrics);
     const objective = device() ? device().objective : [];
-    const has = (n) => names.includes(n);
-    const x = [objective.find((n) => ["s", "B"].includes((data.metrics[n] || {}).unit)), "p95", names[1]].find(has);
+    const own = data.points.find((p) => p.chosen);
+    const has = (n) => names.includes(n) && (!own || n in own.m);
+    const x = [objective.find((n) => ["s", "B"].includes((data.metrics[n] || {}).unit)), "p95", "p90", "p50", "ttft_p50",
+      "latency_mean", "size", names[1]].find(has);
     const y = [objective.find((n) => n !== x && has(n)), "accuracy", names[0]].find(has);
     if ($("device")) {
       $("device").replaceChildren(...data.devices.map((d) => new Option(d.name, d.name)));
@@ -162,7 +165,7 @@
     const more = line.length > 6 ? `, and ${line.length - 6} more` : "";
     const own = chosen ? ` Chosen: ${chosen.name} with ${m(y)} ${said(y, chosen.m[y][0])} and ${m(x)} ${said(x, chosen.m[x][0])}.` : "";
     return `${m(y)} against ${m(x)} of ${points.length} entries, size of the mark: ${m(z)}; hollow marks break a budget.${own} ` +
-      `Pareto front of these two: ${line.slice(0, 6).join("; ")}${more}.`;
+      `Pareto front of these two: ${line.slice(0, 6).join("; ")}${more}. Numbers are those that served the choice.`;
   }
 
   /* ---- latency and start-up ---- */
@@ -208,12 +211,31 @@
       y: rows.map((p) => p.key), x: rows.map((p) => (p.m[n] ? p.m[n][0] * 1000 : null)),
       text: rows.map((p) => (p.m[n] ? `${esc(p.name)}<br>${name}: ${said(n, p.m[n][0])}` : "")), textposition: "none",
       hovertemplate: "%{text}<extra></extra>" }));
+    drawBars(box, traces, rows, "Process start to first answer (ms)");
+  }
+  function drawRoofline() {
+    const box = $("plot-roofline");
+    if (!box) return;
+    const mean = (p) => (p.m.latency_mean ? p.m.latency_mean[0] : p.least);
+    const rows = rowsOf($("roofline-rows"), shown().filter((p) => p.least !== undefined), drawRoofline);
+    const said = (p) => `${esc(p.name)}<br>${esc(p.run)}<br>least time ${digits(p.least * 1000)} ms, mean time ${digits(mean(p) * 1000)} ms: ` +
+      `${(100 * p.least / mean(p)).toFixed(1)}% of the peak`;
+    const bar = (name, shade, of) => ({ type: "bar", orientation: "h", name, marker: { color: shade }, y: rows.map((p) => p.key),
+      x: rows.map((p) => of(p) * 1000), text: rows.map(said), textposition: "none", hovertemplate: "%{text}<extra></extra>" });
+    drawBars(box, [bar("least time by the peaks", "#2a69a8", (p) => p.least),
+      bar("the rest", "#b4bcc6", (p) => Math.max(0, mean(p) - p.least))], rows, "Mean time of one call (ms)");
+  }
+  function drawBars(box, traces, rows, text) {
     box.style.height = `${110 + (box.clientWidth < 560 ? 40 : 28) * rows.length}px`;
     Plotly.react(box, traces, layout({ barmode: "stack", bargap: 0.4, margin: { l: 20, r: 16, t: 56, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
-      xaxis: { title: { text: "Process start to first answer (ms)" } }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
+      xaxis: { title: { text } }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
   }
-  function drawAll() { if (window.Plotly) { drawTradeoff(); drawLatency(); drawStartup(); } }
+  function drawAll() {
+    if (!window.Plotly) return;
+    for (const name of document.querySelectorAll("[data-device]")) name.textContent = device().name;
+    drawTradeoff(); drawLatency(); drawRoofline(); drawStartup();
+  }
 
   /* ---- tables ---- */
   function value(row, index) {
@@ -232,19 +254,31 @@
     // What has no value stays last, in both directions.
     rows.sort(([a], [b]) => (a === "" || b === "" ? (a === "") - (b === "") : compare(a, b) * (down ? -1 : 1)));
     body.append(...rows.map(([, row]) => row));
+    filter(table);
+  }
+  /* A long table shows its first rows until it is asked for the others, on a phone every one: there a row is a card. */
+  const FEW = 20, phone = matchMedia("(max-width: 720px)");
+  function more(table, count, most) {
+    const button = $(`${table.id}-more`);
+    if (!button) return;
+    button.hidden = count <= most;
+    button.textContent = `Show all ${count}`;
   }
   function filter(table) {
     const text = document.querySelector(`[data-filter="${table.id}"]`);
     const status = document.querySelector(`select[data-status="${table.id}"]`);
     const words = text ? text.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
+    const few = phone.matches ? FEW : Number(table.dataset.most) || Infinity;
+    const most = printing || table.dataset.whole ? Infinity : few;
     let count = 0;
     for (const row of table.tBodies[0].rows) {
       const content = row.textContent.toLowerCase();
       const hit = words.every((w) => content.includes(w)) &&
         (!status || !status.value || (row.dataset.status || "").split(" ").includes(status.value));
-      row.hidden = !hit;
       count += hit;
+      row.hidden = !hit || count > most;
     }
+    more(table, count, most);
     const output = document.querySelector(`[data-count="${table.id}"]`);
     if (output) output.textContent = `${count} of ${table.tBodies[0].rows.length} ${output.dataset.what}`;
   }
@@ -259,8 +293,13 @@
       // A select changed by assistive technology may send 'change' alone.
       for (const event of ["input", "change"]) control.addEventListener(event, () => filter(table));
     }
+    const button = Object.assign(document.createElement("button"), { type: "button", id: `${table.id}-more`, className: "more", hidden: true });
+    button.addEventListener("click", () => { table.dataset.whole = "yes"; filter(table); });
+    table.after(button);
     filter(table);
   }
+  const filterAll = () => { for (const table of document.querySelectorAll("table.data")) filter(table); };
+  phone.addEventListener("change", filterAll);
   /* A link to a method or condition opens the block that holds it. */
   function reveal() {
     const at = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -268,15 +307,30 @@
   }
   addEventListener("hashchange", reveal);
 
+  /* On paper a reason stands in a row of its own: its column is far too narrow. */
+  function spread() {
+    for (const text of document.querySelectorAll(".verdict-cell p")) {
+      const row = text.closest("tr"), below = document.createElement("tr");
+      if (row.hidden) continue;
+      below.className = "spread";
+      below.append(Object.assign(document.createElement("td"), { colSpan: row.cells.length, textContent: text.textContent }));
+      row.after(below);
+    }
+  }
   const opened = [];
   addEventListener("beforeprint", () => {
     printing = true;
-    for (const d of document.querySelectorAll("details:not([open])")) { d.open = true; opened.push(d); }
+    // The measurements are most of the pages: they are printed when they are open.
+    for (const d of document.querySelectorAll("details:not([open]):not(#all-measurements)")) { d.open = true; opened.push(d); }
+    filterAll();
+    spread();
     drawAll();
   });
   addEventListener("afterprint", () => {
     printing = false;
+    for (const row of document.querySelectorAll("tr.spread")) row.remove();
     for (const d of opened.splice(0)) d.open = false;
+    filterAll();
     drawAll();
   });
   reveal();

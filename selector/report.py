@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,23 @@ from typing import Any
 from edgewise.errors import need_extra
 from edgewise.files import write_text
 from edgewise.selector import views
+from edgewise.selector.answers import accuracy_sheet, slice_sheet, slice_words
+from edgewise.selector.conditions import condition_lines, machine_facts
+from edgewise.selector.glossary import glossary, scope
 from edgewise.selector.measured import measurement_rows
 from edgewise.selector.report_data import ReportData
+from edgewise.selector.several import one_for_all
+from edgewise.selector.sheets import joint_sheet
+from edgewise.selector.speed import (
+    latency_sheet,
+    least_time,
+    not_measured,
+    peak_lines,
+    roofline_sheet,
+    roofline_words,
+    rooflines,
+    startup_sheet,
+)
 from edgewise.selector.words import bundle_name, finite, label, limit_text
 from edgewise.showing import show
 from edgewise.types import Selection
@@ -78,6 +93,7 @@ def _own(name: str) -> str:
 
 def _context(report: ReportData, examples: bool) -> dict[str, Any]:
     rows = views.entry_rows(report)
+    joint = one_for_all(report.selections)
     measured, notes = measurement_rows(report.measurements[: views.ROW_LIMIT])
     return {
         "report": report,
@@ -86,14 +102,27 @@ def _context(report: ReportData, examples: bool) -> dict[str, Any]:
         "columns": [(n, views.name_of(n), METRICS[n].about) for n in views.columns(report)],
         "rows": rows[: views.ROW_LIMIT],
         "rows_left": max(0, len(rows) - views.ROW_LIMIT),
-        "accuracy": views.accuracy_rows(report)[: views.ROW_LIMIT],
+        "accuracy": accuracy_sheet(report),
+        "slices": slice_sheet(report),
+        "slice_words": slice_words(report),
+        "latency": latency_sheet(report),
+        "not_measured": not_measured(report),
+        "startup": startup_sheet(report),
+        "roofline": roofline_sheet(report),
+        "roofline_words": roofline_words(report),
+        "peaks": peak_lines(report),
+        "conditions": condition_lines(report),
+        "joint": joint,
+        "joint_sheet": joint_sheet(joint),
+        "scope": scope(report),
+        "glossary": glossary(report),
         "changed": [_cut(c.__dict__) for c in report.changed[:EXAMPLES]] if examples else [],
         "changed_total": len(report.changed),
         "examples": examples,
         "measured": measured,
         "measured_left": max(0, len(report.measurements) - views.ROW_LIMIT),
         "notes": notes,
-        "machines": [(name, views.flat(f)) for name, f in report.machines.items()],
+        "machines": [(name, machine_facts(f)) for name, f in report.machines.items()],
         "training": report.training,
         "train_metrics": list(dict.fromkeys(m for t in report.training for m in t.metrics)),
         "show": show,
@@ -101,7 +130,6 @@ def _context(report: ReportData, examples: bool) -> dict[str, Any]:
         "name_of": views.name_of,
         "several": len(report.selections) > 1,
         "summaries": _summaries(report),
-        "has_startup": any(p in e.metrics for e in report.entries for p in views.PHASES),
         "has_samples": any(report.samples.values()),
     }
 
@@ -131,7 +159,8 @@ def _summaries(report: ReportData) -> dict[str, str]:
 
 def _page_data(report: ReportData) -> dict[str, Any]:
     """What the scripts draw."""
-    points = [p for s in report.selections for p in _points(s)]
+    roofs = {key: least_time(part) for key, part in rooflines(report).items()}
+    points = [p for s in report.selections for p in _points(s, roofs)]
     used = dict.fromkeys(m for p in points for m in p["m"])
     return {
         "metrics": {n: {"name": views.name_of(n), "unit": METRICS[n].unit, "better": METRICS[n].better} for n in used},
@@ -151,7 +180,7 @@ def _page_data(report: ReportData) -> dict[str, Any]:
     }
 
 
-def _points(selection: Selection) -> list[dict[str, Any]]:
+def _points(selection: Selection, roofs: Mapping[str, float]) -> list[dict[str, Any]]:
     references = {b.metric: b.relative_to for b in selection.budgets}
     return [
         {
@@ -166,6 +195,7 @@ def _points(selection: Selection) -> list[dict[str, Any]]:
             "chosen": bool(selection.chosen) and v.rank == 1,
             "broken": [views.name_of(c.budget.metric) for c in v.checks if not c.met],
             "m": views.entry_metric_values(v.entry, references),
+            **({"least": roofs[v.entry.key]} if v.entry.key in roofs else {}),
         }
         for v in selection.verdicts
         if v.entry.status == "ok"

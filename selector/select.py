@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from edgewise.errors import PlanError, StoreError
 from edgewise.selector.budgets import check_budgets, overshoot
@@ -22,8 +23,14 @@ from edgewise.selector.reasons import (
     sentence_chosen,
     sentence_none,
 )
-from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Selection, Verdict
+from edgewise.selector.weighted import normalised
+from edgewise.selector.whatif import changes
+from edgewise.selector.words import budget_text
+from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Selection, Verdict, WhatIf
 from edgewise.units import METRICS, RELATIVE, check_metric
+
+_WHAT_IF = 2000
+"""Entries up to which `what_if` is worked out."""
 
 
 def select(
@@ -35,6 +42,7 @@ def select(
     paired: PairedComparison | None = None,
     exclude: Collection[str] = (),
     device: str | None = None,
+    weights: Sequence[float] = (),
 ) -> Selection:
     """Choose among the entries of one device.
 
@@ -42,22 +50,28 @@ def select(
     those that cannot be told from the leader at `confidence` are tied, and the next objective decides among them (see
     `contest`). paired: compares two entries row by row, for accuracy and its kin; without it the noise of a difference
     comes from the bounds of the two. exclude: keys that did not pass when they were confirmed; they keep their checks
-    and get no rank. An entry without target (it failed before there was one) belongs to the device.
+    and get no rank. An entry without target (it failed before there was one) belongs to the device. weights: of the
+    objectives, which then count all at once (see `weighted`); ties are then broken by the point estimate.
 
     Verdicts: the feasible by rank; the excluded; the others by how near they are, which is the number of broken
     budgets, then the largest overshoot relative to its limit (unknown last); the failed.
     `tied_with` names for the chosen all that tied with the leader of the first objective in the deciding round, and
     for each of these the chosen. The Pareto flags look at every entry that has all objectives, feasible or not.
 
-    Raises PlanError for an unknown metric, no objective, a confidence outside [0.5, 1) or entries of several devices;
-    StoreError when two entries that did not fail have the same key.
+    `what_if` has the limits at which the choice would change, where there are at most 2,000 entries.
+
+    Raises PlanError for an unknown metric, two budgets of one metric, no objective, weights that do not fit, a
+    confidence outside [0.5, 1) or entries of several devices; StoreError when two entries that did not fail have the
+    same key.
     """
-    _check_arguments(budgets, objective, confidence)
+    check_arguments(budgets, objective, confidence, weights)
+    weights = normalised(weights)
     where = _one_device(entries, device)
     entries = sorted(entries, key=lambda e: e.key)  # so that the answer does not depend on the order they come in
     ok = [e for e in entries if e.status == "ok"]
     _check_unique(ok)
-    verdicts = _judge(ok, budgets, objective, confidence, paired=paired, exclude=exclude)
+    ground = _judge(ok, budgets, objective, confidence, paired=paired, exclude=exclude, weights=weights)
+    verdicts = _verdicts(ground, set_up(ok, objective, _references(budgets), confidence))
     verdicts += [Verdict(e, (), False, False, None, None, reason=_failed(e)) for e in entries if e.status != "ok"]
     chosen = next((v for v in verdicts if v.rank == 1), None)
     sentence = (
@@ -65,7 +79,10 @@ def select(
         if chosen
         else sentence_none(where, verdicts, budgets, confidence)
     )
-    return Selection(where, tuple(budgets), tuple(objective), confidence, chosen, tuple(verdicts), sentence)
+    return Selection(
+        where, tuple(budgets), tuple(objective), confidence, chosen, tuple(verdicts), sentence, weights=weights,
+        what_if=_what_if(ground, budgets, objective, confidence, paired=paired, exclude=exclude, weights=weights),
+    )  # fmt: skip
 
 
 def select_by_device(
@@ -76,6 +93,7 @@ def select_by_device(
     confidence: float = 0.95,
     paired: PairedComparison | None = None,
     exclude: Collection[str] = (),
+    weights: Sequence[float] = (),
 ) -> tuple[Selection, ...]:
     """One selection a device, in the order in which the devices appear; entries without target belong to each."""
     devices = list(dict.fromkeys(e.target.device for e in entries if e.target))
@@ -88,6 +106,7 @@ def select_by_device(
             paired=paired,
             exclude=exclude,
             device=device,
+            weights=weights,
         )
         for device in devices or ["here"]
     )
@@ -106,13 +125,27 @@ def with_confirmed(selection: Selection, tries: Sequence[ConfirmTry]) -> Selecti
     return replace(done, sentence=sentence)
 
 
-def _check_arguments(budgets: Sequence[Budget], objective: Sequence[str], confidence: float) -> None:
+def check_arguments(
+    budgets: Sequence[Budget], objective: Sequence[str], confidence: float, weights: Sequence[float] = ()
+) -> None:
+    """Raise PlanError for what `select` cannot choose by."""
     for name in (*objective, *(b.metric for b in budgets)):
         check_metric(name)
     if not objective:
         raise PlanError("objective is empty; expected at least one metric, for example accuracy")
     if not 0.5 <= confidence < 1:
         raise PlanError(f"confidence is {confidence!r}; expected at least 0.5 and below 1, for example 0.95")
+    if len(set(objective)) < len(objective):
+        raise PlanError(f"objective {', '.join(objective)} names one metric twice")
+    if weights and (len(weights) != len(objective) or not all(0 < w < math.inf for w in weights)):
+        given = ", ".join(f"{w:g}" for w in weights)
+        raise PlanError(f"weights are {given}; expected a number above 0 for each of {', '.join(objective)}")
+    for first, second in combinations(budgets, 2):
+        if first.metric == second.metric:
+            raise PlanError(
+                f"two budgets of {first.metric}, '{first.text or budget_text(first)}' and "
+                f"'{second.text or budget_text(second)}': keep one, the stricter holds anyway"
+            )
     for budget in budgets:
         if budget.op != (wanted := "<=" if METRICS[budget.metric].better == "lower" else ">="):
             raise PlanError(f"budget {budget.text or budget.metric!r} must use {wanted}")
@@ -146,15 +179,33 @@ def _judge(
     *,
     paired: PairedComparison | None,
     exclude: Collection[str],
-) -> list[Verdict]:
-    """Verdicts on the entries that did not fail, in the order that `select` documents."""
+    weights: Sequence[float],
+) -> _Ground:
+    """Which of the entries, none of which failed, keep their budgets, and who wins among these."""
     references = _references(budgets)
     checks = [check_budgets(e, budgets, confidence) for e in entries]
     feasible = [i for i, c in enumerate(checks) if all(one.met for one in c)]
     running = [i for i in feasible if entries[i].key not in exclude]
-    contest = set_up([entries[i] for i in running], objective, references, confidence, paired=paired)
-    ground = _Ground(entries, checks, feasible, running, _Outcome(contest, *contest.rank()))
-    return _verdicts(ground, set_up(entries, objective, references, confidence))
+    contest = set_up([entries[i] for i in running], objective, references, confidence, weights=weights, paired=paired)
+    return _Ground(entries, checks, feasible, running, _Outcome(contest, *contest.rank()))
+
+
+def _what_if(
+    ground: _Ground,
+    budgets: Sequence[Budget],
+    objective: Sequence[str],
+    confidence: float,
+    *,
+    paired: PairedComparison | None,
+    exclude: Collection[str],
+    weights: Sequence[float],
+) -> tuple[WhatIf, ...]:
+    able = [i for i, e in enumerate(ground.entries) if e.key not in exclude]
+    if not budgets or not able or len(able) > _WHAT_IF:
+        return ()
+    entries, checks = [ground.entries[i] for i in able], [ground.checks[i] for i in able]
+    contest = set_up(entries, objective, _references(budgets), confidence, weights=weights, paired=paired)
+    return changes(contest, checks, budgets)
 
 
 class _Outcome:
@@ -224,8 +275,9 @@ def _verdicts(ground: _Ground, everyone: Contest) -> list[Verdict]:
                 dominated_by=ground.entries[dominator].key if dominator >= 0 else None,
                 rank=ground.outcome.places[position[i]] if i in position else None,
                 tied_with=ground.outcome.tied_with(position[i]) if i in position else (),
-                reason=_reason(ground, position.get(i), i, aside)
-                + (dominated_words(everyone, i, dominator) if dominator >= 0 else ""),
+                reason=_reason(ground, position.get(i), i, aside).removesuffix(".")
+                + (dominated_words(everyone, i, dominator) if dominator >= 0 else "")
+                + ("." if position.get(i) == ground.outcome.winner else ""),
             )
         )
     return verdicts

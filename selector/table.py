@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from edgewise.selector.budgets import metric_of
+from edgewise.selector.several import Joint
 from edgewise.selector.words import bundle_name, gap, limit_text, point
 from edgewise.showing import show
 from edgewise.types import Entry, Selection, Verdict
@@ -32,13 +33,17 @@ def ranking_table(selection: Selection, *, width: int = WIDTH, limit: int = 15) 
     lines += _rest(selection, len(shown), width)
     if selection.chosen:
         lines += ["", *wrap(selection.chosen.reason, width)]
+    lines += ["", *wrap(selection.left_out, width)] if selection.left_out else []
+    lines += _weights(selection, width) + _what_if(selection, width)
     return "\n".join(lines) + "\n"
 
 
 def near_misses(selection: Selection, *, width: int = WIDTH, limit: int = 8) -> str:
     """When nothing is feasible: the nearest entries, which budget each breaks, and by how much."""
     rows = []
-    shown = [v for v in selection.verdicts if v.entry.status == "ok" and not v.feasible][:limit]
+    measured = [v for v in selection.verdicts if v.entry.status == "ok" and not v.entry.partial]
+    near = measured or [v for v in selection.verdicts if v.entry.status == "ok"]
+    shown = [v for v in near if not v.feasible][:limit]
     for verdict in shown:
         name = [clean(bundle_name(verdict.entry)), _run(verdict.entry)]
         for check in (c for c in verdict.checks if not c.met):
@@ -54,7 +59,42 @@ def near_misses(selection: Selection, *, width: int = WIDTH, limit: int = 8) -> 
             ["model", "run", "budget", "value", "bound", "off by"], rows, width, right={3, 4, 5}, shrink=(0, 1)
         )
     lines += _rest(selection, len(shown), width)
+    lines += ["", *wrap(selection.left_out, width)] if selection.left_out else []
+    lines += _what_if(selection, width)
     return "\n".join(lines) + "\n"
+
+
+def joint_table(joint: Joint, *, width: int = WIDTH, limit: int = 3) -> str:
+    """The one bundle for all devices and the next best ones: what each is on each device."""
+    lines = [*wrap(joint.sentence, width), ""]
+    for bundle in joint.bundles[:limit]:
+        lines.append(_fit(clean(bundle.name), width))
+        for place in bundle.places:
+            run = f" {_run(place.entry)}" if place.entry else " -"
+            words = textwrap.wrap(clean(f"{place.device}:{run}: {place.words}"), width - 4)
+            lines += [f"  {words[0]}", *(f"    {more}" for more in words[1:])]
+    if len(joint.bundles) > limit:
+        lines.append(f"... and {len(joint.bundles) - limit:,} more")
+    return "\n".join(lines) + "\n"
+
+
+def _weights(selection: Selection, width: int) -> list[str]:
+    """'weights: accuracy 0.67, p95 0.33 ...'."""
+    if not selection.weights:
+        return []
+    parts = [f"{n} {w:.2f}" for n, w in zip(selection.objective, selection.weights, strict=True)]
+    return wrap(f"weights: {', '.join(parts)}; a point of a share counts as 1% of a time, size or rate", width)
+
+
+def _what_if(selection: Selection, width: int) -> list[str]:
+    """What would change the choice."""
+    if not selection.what_if:
+        return []
+    lines = ["", "what would change it:"]
+    for step in selection.what_if:
+        first, *more = textwrap.wrap(clean(step.words), width - 4)
+        lines += [f"  {first}", *(f"    {line}" for line in more)]
+    return lines
 
 
 def _rest(selection: Selection, shown: int, width: int) -> list[str]:
@@ -86,6 +126,8 @@ def _note(verdict: Verdict) -> str:
     broken = sum(not c.met for c in verdict.checks)
     if verdict.rank == 1:
         return "chosen"
+    if verdict.entry.partial:
+        return "not in full"
     if verdict.rank is None and verdict.feasible:
         return "failed confirm"
     return "met" if not broken else f"breaks {broken}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.selector.budgets import binding, metric_of, relative_room
 from edgewise.selector.report_data import ReportData, confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
-from edgewise.selector.words import bundle_name, gap, label, limit_text, percent, point
+from edgewise.selector.words import bundle_name, gap, label, limit_text, listed, percent, point
 from edgewise.showing import show
 from edgewise.types import BudgetCheck, Entry, Metric, Selection, Verdict
 from edgewise.units import METRICS, RELATIVE
@@ -21,6 +21,7 @@ NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "accuracy_drop": "Drop", "changed_answers": "Changed answers",
     "peak_rss": "Peak memory", "size": "Size", "startup": "Start-up", "throughput": "Throughput",
     "latency_mean": "Mean latency", "train_time": "Training time", "pss": "PSS", "uss": "USS", "empty_rss": "Empty RSS",
+    "worst_slice_accuracy": "Worst slice", "roofline": "Roofline", "energy": "Energy", "agreement": "Agreement",
 }  # fmt: skip
 PHASES = ("startup_interpreter", "startup_imports", "startup_load", "startup_session", "startup_first")
 
@@ -105,10 +106,12 @@ def answer(selection: Selection) -> dict[str, Any]:
     return {
         "device": selection.device,
         "sentence": with_confirmed(selection, selection.confirmed).sentence,
+        "asked": asked(selection),
         "chosen": bundle_name(chosen.entry) if chosen else None,
         "run": chosen.entry.target.run.text() if chosen and chosen.entry.target else "",
         "digest": chosen.entry.content_digest if chosen else None,
         "reason": chosen.reason if chosen else "",
+        "left_out": selection.left_out,
         "confidence": percent(selection.confidence),
         "confirmed": tried is not None,
         "confirm_words": confirm_words(selection),
@@ -121,9 +124,22 @@ def answer(selection: Selection) -> dict[str, Any]:
             for n, m in tiles
         ][:6],
         "budgets": [_budget_row(c, chosen) for c in checks],
+        "what_if": [capital(w.words) for w in selection.what_if],
         "misses": [] if chosen else [_miss(v) for v in selection.verdicts if v.entry.status == "ok"][:8],
         "rivals": _rivals(selection),
+        "unbeaten": _unbeaten(selection),
     }
+
+
+def asked(selection: Selection) -> str:
+    """What the choice was for: 'the highest accuracy, then the lowest p95, within p95 ≤ 10 ms and size ≤ 30 MB'."""
+    best = [f"the {'lowest' if METRICS[n].better == 'lower' else 'highest'} {name_of(n)}" for n in selection.objective]
+    if selection.weights:
+        weighed = [f"{b} (weight {percent(round(w, 3))})" for b, w in zip(best, selection.weights, strict=True)]
+        best = [f"{listed(weighed)} together"]
+    limits = [f"{name_of(b.metric)} {'≤' if b.op == '<=' else '≥'} {limit_text(b)}" for b in selection.budgets]
+    within = f", within {listed(limits)}" if limits else "; no budgets were given"
+    return f"Asked for: {', then '.join(best)}{within}."
 
 
 def _budget_row(check: BudgetCheck, chosen: Verdict | None) -> dict[str, Any]:
@@ -168,34 +184,56 @@ def _miss(verdict: Verdict) -> dict[str, Any]:
 
 
 def _rivals(selection: Selection) -> list[dict[str, str]]:
-    """Those that a reader asks about first: best or fastest by one objective, but not chosen."""
-    if selection.chosen is None:
-        return []
+    """Those that a reader asks about first: best or fastest by one metric, but not chosen."""
     rivals: dict[str, dict[str, str]] = {}
-    others = [v for v in selection.verdicts if v is not selection.chosen and v.entry.status == "ok"]
-    asked = dict.fromkeys([*selection.objective, *(b.metric for b in selection.budgets if b.metric not in RELATIVE)])
-    for name in asked:
+    for name, own, others in _compared(selection):
         sign = 1 if METRICS[name].better == "lower" else -1
-        own = point(selection.chosen.entry.metrics.get(name))
-        found = [(sign * x, v) for v in others if (x := point(v.entry.metrics.get(name))) is not None]
-        if own is None:
-            continue
+        found = [(sign * x, v) for x, v in others]
         # The best of those that keep the budgets, then the best of all.
         for best in (_best([f for f in found if f[1].feasible]), _best(found)):
             if best is None or best[0] >= sign * own:
                 continue
-            unit = METRICS[name].unit
-            said = f"{name_of(name)} {show(sign * best[0], unit)} instead of {show(own, unit)}"
+            ours, theirs = show(own, METRICS[name].unit), show(sign * best[0], METRICS[name].unit)
+            if ours == theirs:
+                continue
+            said = f"{name_of(name)} {theirs} instead of {ours}"
             start = {"name": label(best[1].entry), "why": capital(best[1].reason), "best": ""}
             row = rivals.setdefault(best[1].entry.key, start)
             if said not in row["best"]:
                 row["best"] += f"; {said}" if row["best"] else said
-    return list(rivals.values())[:5]
+    return list(rivals.values())[:6]
+
+
+def _unbeaten(selection: Selection) -> str:
+    """In what the chosen one is the best of all, so that nobody looks for a better one."""
+    names = []
+    for name, own, others in _compared(selection):
+        sign = 1 if METRICS[name].better == "lower" else -1
+        if others and all(sign * x >= sign * own for x, _ in others):
+            names.append(name_of(name))
+    return f"Nothing that was measured is better in {listed(names)}." if names else ""
+
+
+def _compared(selection: Selection) -> Iterator[tuple[str, float, list[tuple[float, Verdict]]]]:
+    """(metric, value of the chosen one, values of the others) of what a reader may ask for: objectives, budgets, and
+    a latency even where neither names one."""
+    if selection.chosen is None:
+        return
+    chosen = selection.chosen.entry
+    others = [v for v in selection.verdicts if v.entry.key != chosen.key and v.entry.status == "ok"]
+    asked = [*selection.objective, *(b.metric for b in selection.budgets if b.metric not in RELATIVE)]
+    latencies = ("p95", "p90", "p50", "p99", "p99.9", "ttft_p50")
+    if not any(n in asked and n in chosen.metrics and point(chosen.metrics[n]) is not None for n in latencies):
+        asked += [n for n in latencies if point(chosen.metrics.get(n)) is not None][:1]
+    for name in dict.fromkeys(asked):
+        own = point(chosen.metrics.get(name))
+        if own is not None:
+            yield name, own, [(x, v) for v in others if (x := point(v.entry.metrics.get(name))) is not None]
 
 
 def capital(text: str) -> str:
-    """The first letter large, the others as they are."""
-    return text[:1].upper() + text[1:]
+    """The first letter large, the others as they are; the name of a metric stays."""
+    return text if text.partition(" ")[0] in METRICS else text[:1].upper() + text[1:]
 
 
 def _best(found: list[tuple[float, Verdict]]) -> tuple[float, Verdict] | None:
@@ -232,57 +270,6 @@ def _status(verdict: Verdict, selection: Selection) -> dict[str, Any]:
         "pareto": verdict.pareto,
         "reason": capital(verdict.reason),
     }
-
-
-def accuracy_rows(data: ReportData) -> list[dict[str, Any]]:
-    """Accuracy against the reference, one row for what answers alike (threads do not change an answer)."""
-    rows: dict[str, dict[str, Any]] = {}
-    for selection in data.selections:
-        reference = next((b.relative_to for b in selection.budgets if b.relative_to), None) or "fp32"
-        for verdict in selection.verdicts:
-            entry = verdict.entry
-            if entry.status != "ok" or entry.target is None or "accuracy" not in entry.metrics:
-                continue
-            run = entry.target.run
-            where = f"{run.provider}, length {run.max_length or 'full'}, batch {run.batch_size}"
-            cells = [
-                cell(metric_of(entry, n, reference)) for n in ("accuracy", "f1", "accuracy_drop", "changed_answers")
-            ]
-            drop = metric_of(entry, "accuracy_drop", reference)
-            rows.setdefault(
-                f"{selection.device}{bundle_name(entry)}{where}{cells[0].text}",
-                {
-                    "bundle": bundle_name(entry),
-                    "where": where if len(data.selections) == 1 else f"{selection.device}: {where}",
-                    "cells": cells,
-                    "n": entry.metrics["accuracy"].n,
-                    "bound": "0 by definition" if entry.recipe == reference else drop_words(drop),
-                },
-            )
-    return list(rows.values())
-
-
-def drop_words(drop: Metric | None) -> str:
-    """'at most 0.42 points at 95%', or why nothing can be said."""
-    if drop is None or point(drop) is None:
-        return drop.why if drop and drop.why else "not measured"
-    if drop.high is None or drop.level is None:
-        return "no bound"
-    return f"at most {show(drop.high, drop.unit)} at {percent(drop.level)}"
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as lines: ('cpu model', 'AMD ...')."""
-    lines: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(item, Mapping):
-            lines += flat(item, f"{name} · ")
-        elif isinstance(item, list | tuple):
-            lines.append((name, ", ".join(str(i) for i in item)))
-        else:
-            lines.append((name, "unknown" if item is None else str(item)))
-    return lines
 
 
 def entry_metric_values(entry: Entry, references: Mapping[str, str | None]) -> dict[str, list[Any]]:

@@ -90,6 +90,16 @@ def listed(words: Iterable[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
+def unit_of(column: str) -> str:
+    """Of a metric; a weighted score is a plain number."""
+    return METRICS[column].unit if column in METRICS else "number"
+
+
+def turned(column: str, score: float) -> float:
+    """The value behind a score for which larger is better."""
+    return -score if column in METRICS and METRICS[column].better == "lower" else score
+
+
 def better(metric: str) -> str:
     """'lower' or 'higher'."""
     return METRICS[metric].better

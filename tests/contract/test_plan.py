@@ -166,6 +166,7 @@ BAD = {
     "unknown task": ("text-classification", "text-clasification", "task", ["'text-classification'"]),
     "another task": ("text-classification", "fill-mask", "task", ["'fill-mask'", "text-classification"]),
     "confidence of 1": ("0.95", "1.0", "confidence", ["confidence", "1.0"]),
+    "unknown search": ("confidence: 0.95", "search: foo", "search", ["search", "'foo'", "all", "race"]),
     "no data": ("data:\n", "data: null\nmore:\n", "data", ["data", "null"]),
 }  # fmt: skip
 
@@ -181,6 +182,17 @@ def test_bad_plan_names_line_and_what_was_expected(folder: Path, what: str) -> N
     assert message.startswith(f"{folder / 'plan.yaml'}:{line}: "), f"expected line {line}: {message}"
     assert [word for word in words if word not in message] == []
     assert caught.value.exit_code == 2
+
+
+def test_a_large_space_is_raced_unless_the_plan_says_otherwise(folder: Path) -> None:
+    plan = read(folder, GOOD)
+    assert plan.points == (2 + 2 + 1) * 4
+    assert (plan.search, plan.races) == (None, False)
+    larger = changed("threads: [1, 2]", "threads: [1, 2, 3, 4, 5]")
+    assert read(folder, larger).points == 50
+    assert read(folder, larger).races
+    assert not read(folder, larger + "search: all\n").races
+    assert read(folder, GOOD + "search: race\n").races
 
 
 def test_fewer_rounds_at_most_than_at_least(folder: Path) -> None:

@@ -124,7 +124,7 @@ def test_select_and_report_work_on_the_store_alone(finished: Path) -> None:
     store = str(finished / "run" / "measurements.sqlite")
     chosen = run_cli("select", store, "--budget", "size <= 20 MB", "--json", cwd=finished)
     assert chosen.returncode == 0, chosen.stderr
-    assert json.loads(chosen.stdout)[0]["chosen"] is not None
+    assert json.loads(chosen.stdout)["devices"][0]["chosen"] is not None
     nothing = run_cli("select", store, "--budget", "p50 <= 1 us", cwd=finished)
     assert nothing.returncode == 3
     assert max(map(len, nothing.stdout.splitlines())) <= 80

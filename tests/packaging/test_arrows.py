@@ -39,7 +39,9 @@ ALLOWED = {
 }
 ROOMS_SEEN = {"runtime": set(), "profiler": {"runtime"}, "selector": set(), "exporter": {"runtime"}, "trainer": set()}
 """The other rooms that a room may import."""
-DEVICE_CONTRACT = {"", "bundle", "errors", "files", "images", "recipe", "showing", "stamp", "types", "units"}
+DEVICE_CONTRACT = {
+    "", "bundle", "errors", "files", "images", "recipe", "showing", "stamp", "types", "units", "windows",
+}  # fmt: skip
 """The modules of edgewise that a device needs: the standard library alone, and Pillow inside functions of images."""
 METRICS = {"metrics", "metric_evaluate", "metric_inputs", "metric_scores", "metric_tables", "metric_user"}
 PROMPTS = {"prompting", "prompts"}
@@ -67,6 +69,7 @@ CONTRACT |= {
     "rows",
     "slices",
     "sources",
+    "student",
     "tables",
     "windows",
 }

@@ -19,9 +19,8 @@ from edgewise.profiler.statistics import (
     percentile_bounds,
     percentile_metrics,
     relative_half_width,
-    student_cdf,
-    student_quantile,
 )
+from edgewise.student import student_cdf, student_quantile
 from edgewise.types import Device, Target
 
 

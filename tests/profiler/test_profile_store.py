@@ -242,3 +242,50 @@ def test_of_a_bundle_that_was_built_anew_the_later_one_counts(store: Store) -> N
     assert found["here"].metrics["p95"].value == 0.003
     assert "accuracy" not in found["here"].metrics  # that was the older one's
     assert len(entries(store, digests={"sha256:c"})) == 2  # both can still be asked for
+
+
+def on_machine(cpu: str, digest: str, **changes: object) -> Measurement:
+    """TIMED on a machine."""
+    print_ = {
+        "machine": "x86_64",
+        "cpu": cpu,
+        "flags": ["avx2"],
+        "logical_cores": 4,
+        "versions": {"onnxruntime": digest},
+    }
+    conditions = {**CONDITIONS, "fingerprint": print_, "fingerprint_digest": f"sha256:{cpu}{digest}"}
+    return replace(TIMED, conditions=conditions, **changes)  # type: ignore[arg-type]
+
+
+def test_two_machines_under_one_name_are_not_mixed_and_it_is_said(store: Store) -> None:
+    store.add(on_machine("Atom", "1"))
+    store.add(on_machine("Atom", "1", candidate="l3"))
+    store.add(on_machine("EPYC", "1"))
+    store.add(on_machine("EPYC", "2", candidate="l9"))  # an update of the software is no other machine
+    store.add(on_machine("Atom", "1", target=Target("board", TARGET.run)))
+    said: list[str] = []
+    found = entries(store, say=said.append)
+    assert {(e.candidate, e.target.device) for e in found if e.target} == {
+        ("l6", "here"), ("l9", "here"), ("l6", "board"),
+    }  # fmt: skip
+    assert said == [
+        "device 'here' stands for several machines: 2 measurements of Atom, 4 cores are left out, the choice is for "
+        "EPYC, 4 cores; --machine NAME chooses another"
+    ]
+    atom = entries(store, machine="atom")
+    assert {(e.candidate, e.target.device) for e in atom if e.target} == {
+        ("l6", "here"), ("l3", "here"), ("l6", "board"),
+    }  # fmt: skip
+    with pytest.raises(StoreError, match="no machine is called 'pi'; measured were Atom, 4 cores; EPYC, 4 cores"):
+        entries(store, machine="pi")
+
+
+def test_light_reading_leaves_out_long_conditions_alone(store: Store) -> None:
+    first, second = store.add(TIMED), store.add(replace(ANSWERED, status="failed", reason="hung", metrics=()))
+    light = store.light([first, second, 99])
+    assert [m.id for m in light] == [first, second]
+    assert light[0] == replace(TIMED, id=first, conditions={"fingerprint_digest": "sha256:f"})
+    assert light[1].reason == "hung"
+    assert store.last() == second
+    with pytest.raises(ValueError, match="only a SELECT"):
+        store.query("DELETE FROM metrics")

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,14 @@ def test_it_opens_without_an_error_and_asks_nothing_of_the_network(page: Any, re
 
     # Touch every part that could load something later.
     choose(page, "x", "size")
-    choose(page, "latency-rows", "all")
+    for select in ("latency-rows", "roofline-rows", "startup-rows"):
+        choose(page, select, "all")
     page.execute_script("for (const d of document.querySelectorAll('details')) d.open = true; scrollTo(0, 1e6)")
     page.execute_script("dispatchEvent(new Event('beforeprint')); dispatchEvent(new Event('afterprint'))")
     asked = [url for url in requests(page) if not url.startswith(("data:", "blob:"))]
     assert asked == [report_file.as_uri()]
     assert page.get_log("browser") == []
-    for plot in ("plot-tradeoff", "plot-latency", "plot-startup"):
+    for plot in ("plot-tradeoff", "plot-latency", "plot-roofline", "plot-startup"):
         drawn = page.find_elements(By.CSS_SELECTOR, f"#{plot} svg.main-svg")
         assert drawn, plot
         assert drawn[0].size["height"] > 100
@@ -198,6 +200,13 @@ def test_the_axes_and_the_device_switch(page: Any) -> None:
     assert len(board) == 48
     assert board != first
     assert "p95 3.07 ms" in said
+    # The other plots follow, and say so.
+    keys = page.execute_script(
+        "return ['latency', 'roofline', 'startup'].map((n) => document.getElementById(`plot-${n}`).data[0].y[0])"
+    )
+    assert all(" on board: " in key for key in keys), keys
+    named = page.execute_script("return [...document.querySelectorAll('[data-device]')].map((d) => d.textContent)")
+    assert named == ["board"] * 3
     lines = page.execute_script("return document.getElementById('plot-tradeoff').layout.shapes.length")
     assert lines == 2, "one line a budget on these axes"
     page.find_element(By.ID, "bars").click()
@@ -234,6 +243,63 @@ def test_no_part_is_wider_than_the_screen(page: Any, width: int) -> None:
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_long_table_shows_all_of_it_when_asked(page: Any, report_data: ReportData) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    assert len(column(page, "t-slices", 0)) == 24
+    count = page.find_element(By.CSS_SELECTOR, "[data-count='t-slices']")
+    assert count.text == "96 of 96 rows"
+    page.find_element(By.CSS_SELECTOR, "[data-filter='t-slices']").send_keys("l6-lora horror")
+    assert count.text == "16 of 96 rows"
+    more = page.find_element(By.ID, "t-slices-more")
+    assert not more.is_displayed(), "what is left fits"
+    page.find_element(By.CSS_SELECTOR, "[data-filter='t-slices']").send_keys(Keys.CONTROL, "a", Keys.DELETE)
+    assert more.text == "Show all 96"
+    # Sorted first, then cut: the worst of all slices stands on top.
+    assert press(page, "t-slices", "Accuracy", Keys.ENTER) == "ascending"
+    shown = [float(x) for x in column(page, "t-slices", heads(page, "t-slices").index("Accuracy"))]
+    assert shown == sorted(shown)
+    more.send_keys(Keys.ENTER)
+    whole = [float(x) for x in column(page, "t-slices", heads(page, "t-slices").index("Accuracy"))]
+    assert len(whole) == 96
+    assert min(whole) == shown[0]
+    page.refresh()
+
+
+def test_it_can_be_used_with_the_keyboard_and_read_aloud(page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    # From the top: the first stop is the link that skips the rest, and it shows when it has the focus.
+    page.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    skip = page.switch_to.active_element
+    assert skip.text == "Skip to the answer"
+    assert skip.location["x"] >= 0
+    outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+    skip.send_keys(Keys.ENTER)
+    assert page.execute_script("return document.activeElement.id") == "answer"
+    levels = page.execute_script("return [...document.querySelectorAll('h1, h2, h3, h4')].map((h) => +h.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is skipped"
+    for landmark in ("header", "main", "nav[aria-label]", "footer"):
+        assert len(page.find_elements(By.CSS_SELECTOR, landmark)) == 1, landmark
+    unnamed = page.execute_script(
+        "return [...document.querySelectorAll('input, select, button')].filter((e) => !e.textContent.trim() &&"
+        " !(e.labels && e.labels.length) && !e.closest('.modebar') && !e.hidden).map((e) => e.outerHTML)"
+    )
+    assert unnamed == []
+    # What a plot shows stands beside it in a table or in words.
+    for plot in page.find_elements(By.CSS_SELECTOR, "[role=img]"):
+        said = page.find_element(By.ID, plot.get_attribute("aria-describedby"))
+        assert len(said.text) > 60
+    assert page.find_element(By.ID, "sum-tradeoff").get_attribute("aria-live") == "polite"
+    assert len(page.find_elements(By.CSS_SELECTOR, "details.as-table table")) == 3
 
 
 def contrast(one: str, two: str) -> float:
@@ -285,8 +351,20 @@ def test_markup_in_names_and_texts_stays_text(
     spoiled = replace(selection, sentence=MARKUP, device=MARKUP, chosen=verdicts[0], verdicts=verdicts)
     changed = tuple(replace(c, text=MARKUP, label=MARKUP, answer=MARKUP) for c in report.changed)
     samples = {v.entry.key: [0.001, 0.002, 0.003] for v in verdicts}
+    slices = [{"slice": f"genre = {MARKUP}", "rows": [0], "accuracy": 0.5, "low": 0.1, "high": 0.9}]
+    first = verdicts[0].entry
+    measured = replace(report.measurements[1], content_digest=first.content_digest, target=first.target)
+    measured = replace(measured, scenario="accuracy", conditions={"slices": slices, MARKUP: MARKUP})
+    what_if = tuple(replace(w, words=MARKUP) for w in selection.what_if)
+    assert what_if
     path = tmp_path / "evil.html"
-    write_report(path, replace(report, title=MARKUP, selections=(spoiled,), changed=changed, samples=samples))
+    write_report(
+        path,
+        replace(
+            report, title=MARKUP, selections=(replace(spoiled, what_if=what_if),), changed=changed, samples=samples,
+            measurements=(measured,), plan=MARKUP, command=MARKUP, machines={MARKUP: {MARKUP: MARKUP}},
+        ),
+    )  # fmt: skip
     visit(browser, path)
     # The hover text is made by plotly, which reads a little HTML.
     browser.execute_script("Plotly.Fx.hover('plot-tradeoff', [{ curveNumber: 1, pointNumber: 0 }])")
@@ -297,19 +375,26 @@ def test_markup_in_names_and_texts_stays_text(
     assert "onerror=window.hacked=1" in hover
     legend = browser.execute_script("return document.querySelector('#plot-tradeoff .legend').textContent")
     assert MARKUP in legend
-    assert "hacked=2" in browser.execute_script("return document.getElementById('t-changed').textContent")
+    for table in ("t-changed", "t-slices", "t-all", "t-measurements"):
+        assert "hacked=2" in browser.execute_script(f"return document.getElementById('{table}').textContent"), table
     assert browser.get_log("browser") == []
     assert [u for u in requests(browser) if not u.startswith(("data:", "blob:"))] == [path.as_uri()]
 
 
 def test_it_prints_with_every_reason_open_and_closes_them_again(page: Any) -> None:
-    closed = "return document.querySelectorAll('details:not([open])').length"
+    closed = "return [...document.querySelectorAll('details:not([open])')].map((d) => d.id)"
     before = page.execute_script(closed)
-    assert before > 90
+    assert len(before) > 90
     page.execute_script("dispatchEvent(new Event('beforeprint'))")
-    assert page.execute_script(closed) == 0
+    assert page.execute_script(closed) == ["all-measurements"], "most of the pages, printed when it is open"
+    # A reason stands in a row of its own, below that of its entry, and no row is cut off.
+    below = page.execute_script("return document.querySelector('#t-all tbody tr.spread').textContent")
+    assert below.startswith("Chosen: tied with")
+    assert page.execute_script("return document.querySelectorAll('#t-all tr.spread').length") == 98
+    assert page.execute_script("return document.querySelectorAll('tbody tr[hidden]').length") == 0
     page.execute_script("dispatchEvent(new Event('afterprint'))")
     assert page.execute_script(closed) == before
+    assert page.execute_script("return document.querySelectorAll('tr.spread').length") == 0
 
 
 def test_a_thousand_measurements_open_and_sort(browser: Any, report_data: ReportData, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,3 +159,82 @@ def test_pareto_flags_follow_the_point_estimates(entries: list[Entry]) -> None:
 def test_a_front_of_ten_thousand_points_that_all_stand_on_it(make: Callable[..., Entry]) -> None:
     line = np.linspace(0, 1, 10_000)
     assert (dominators(np.column_stack([line, -line])) == -1).all()
+
+
+def moved(budgets: tuple[Budget, ...], budget: Budget, limit: float) -> list[Budget]:
+    return [replace(b, limit=limit) if b is budget else b for b in budgets]
+
+
+def winner(entries: list[Entry], budgets: list[Budget], objective: tuple[str, ...]) -> str | None:
+    found = select(entries, budgets, objective)
+    return found.chosen.entry.key if found.chosen else None
+
+
+@settings(max_examples=150, deadline=None)
+@given(many_entries(), st.permutations(OBJECTIVES))
+def test_the_choice_changes_at_the_limits_that_are_said_and_nowhere_between(
+    entries: list[Entry], order: list[str]
+) -> None:
+    objective = tuple(order[:2])
+    found = select(entries, BUDGETS, objective)
+    now = found.chosen.entry.key if found.chosen else None
+    for budget in BUDGETS:
+        sign = 1 if budget.op == "<=" else -1
+        steps = [w for w in found.what_if if w.budget == budget]
+        looser = [w for w in steps if sign * (w.limit - budget.limit) > 0]
+        stricter = [w for w in steps if w not in looser]
+        # Those of entries that keep the other budgets: the feasible set changes nowhere else.
+        able = [v for v in found.verdicts if all(c.met for c in v.checks if c.budget != budget)]
+        bounds = {c.bound for v in able for c in v.checks if c.budget == budget and c.bound is not None}
+        # Every limit at which the feasible set can change, looser than now: the definition, one choice after the other.
+        said: list[tuple[float, str | None]] = []
+        last = now
+        for bound in sorted((b for b in bounds if sign * (b - budget.limit) > 0), key=lambda b: sign * b):
+            then = winner(entries, moved(BUDGETS, budget, bound), objective)
+            if then != last:
+                said.append((bound, then))
+                last = then
+        assert [(w.limit, w.chosen) for w in looser] == said[:3]
+        said, last = [], now
+        for bound in sorted((b for b in bounds if sign * (b - budget.limit) <= 0), key=lambda b: -sign * b):
+            then = winner(entries, moved(BUDGETS, budget, bound), objective)
+            if then != last:
+                said.append((bound, then))
+                last = then
+        changed = [(w.limit, w.chosen) for w in stricter if w.chosen is not None]
+        assert changed == [step for step in said if step[1] is not None][: len(changed)]
+        for nothing in (w for w in stricter if w.chosen is None):
+            below = nothing.limit - sign * max(1e-9, 1e-9 * abs(nothing.limit))
+            assert winner(entries, moved(BUDGETS, budget, nothing.limit), objective) is not None
+            assert winner(entries, moved(BUDGETS, budget, below), objective) is None
+
+
+def scores(entries: list[Entry], weights: dict[str, float]) -> list[float]:
+    """The definition: points of shares as they are, logarithms of times and sizes."""
+    found = []
+    for e in entries:
+        total = 0.0
+        for name, weight in weights.items():
+            m = e.metrics.get(name)
+            value = math.nan if m is None or m.value is None else m.value
+            if name == "accuracy":
+                total += weight * value
+            else:
+                total -= weight * (math.log(value) if value > 0 else math.nan)
+        found.append(total)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(many_entries(), st.floats(0.1, 5), st.floats(0.1, 5))
+def test_weights_choose_the_best_weighted_sum(entries: list[Entry], a: float, b: float) -> None:
+    found = select(entries, BUDGETS, ["accuracy", "p95"], weights=(a, b))
+    total = a + b
+    assert found.weights == pytest.approx((a / total, b / total))
+    left = [e for e in entries if all(keeps(e, budget) for budget in BUDGETS)]
+    known = [s for s in scores(left, {"accuracy": a / total, "p95": b / total}) if not math.isnan(s)]
+    if found.chosen is None:
+        assert not left
+    elif known:
+        best = scores([found.chosen.entry], {"accuracy": a / total, "p95": b / total})[0]
+        assert best == pytest.approx(max(known))

@@ -1,0 +1,152 @@
+"""`edgewise select`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgewise.errors import StoreError
+from edgewise.rundir import store_path
+
+if TYPE_CHECKING:
+    from edgewise.profiler import Store
+    from edgewise.types import Budget, Selection
+
+
+def add_select(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "example:\n"
+        "  edgewise select runs/movie-reviews/measurements.sqlite --budget 'p95 <= 10 ms' \\\n"
+        "      --budget 'size <= 30 MB' --objective accuracy,p95\n"
+        "  edgewise select measurements.sqlite --objective accuracy=2,p95=1    a point is worth 2% of p95\n\n"
+        "exit codes: 0 chosen; 3 nothing meets the budgets"
+    )
+    parser.add_argument("store", help="measurement store, or a run folder that has one")
+    parser.add_argument("--budget", action="append", default=[], metavar="B", help="such as 'p95 <= 10 ms'")
+    parser.add_argument(
+        "--objective", default="accuracy,p95", metavar="M,...",
+        help="in order, or weighed as in accuracy=2,p95=1 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--device", help="only this device")
+    parser.add_argument(
+        "--machine",
+        metavar="NAME",
+        help="of a device that stands for several: part of its CPU's name (default: the last)",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="judge every point of a store of more than 20,000 measurements"
+    )
+    parser.add_argument("--json", action="store_true", help="the selection as JSON on standard output")
+
+
+def run_select(args: argparse.Namespace) -> int:
+    from edgewise.profiler import Store
+    from edgewise.profiler.shortlist import LARGE
+    from edgewise.selector import joint_json, one_for_all, to_json
+    from edgewise.units import parse_budget, parse_objective
+
+    asked = Asked(tuple(parse_budget(b) for b in args.budget), *parse_objective(args.objective), args.confidence)
+    with Store(store_path(args.store)) as store:
+        large = store.last() > LARGE and not args.all
+        selections = _from_large(args, store, asked) if large else _from_all(args, store, asked)
+    if args.json:
+        joint = one_for_all(selections)
+        shared = {"one_for_all": joint_json(joint)} if joint else {}
+        print(json.dumps({"devices": [to_json(s) for s in selections], **shared}, indent=2, ensure_ascii=False))
+    else:
+        print_selections(selections)
+    return 0 if all(s.chosen for s in selections) else 3
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is chosen by."""
+
+    budgets: tuple[Budget, ...]
+    objective: tuple[str, ...]
+    weights: tuple[float, ...]
+    confidence: float
+
+
+def _from_all(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[Selection, ...]:
+    from edgewise.pairing import Pairing
+    from edgewise.profiler import entries
+    from edgewise.selector import select_by_device
+
+    found = entries(store, machine=args.machine, say=_note)
+    if args.device is not None:
+        _check_device(args.device, {e.target.device for e in found if e.target is not None})
+        found = [e for e in found if e.target is None or e.target.device == args.device]
+    if not found:
+        raise StoreError(f"{args.store} holds no measurements to choose from: `edgewise profile` makes some")
+    targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
+    return select_by_device(
+        found, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights,
+        paired=Pairing(store, targets, machine=args.machine),
+    )  # fmt: skip
+
+
+def _from_large(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[Selection, ...]:
+    """Of a store that is too large to read it all: the best points, judged by their intervals."""
+    from edgewise.profiler.shortlist import devices_of
+
+    if args.machine is not None:
+        raise StoreError(f"--machine {args.machine}: {args.store} is too large for it without --all")
+    devices = devices_of(store)
+    if args.device is not None:
+        _check_device(args.device, devices)
+    return tuple(large_selection(store, device, asked) for device in ([args.device] if args.device else devices))
+
+
+def large_selection(store: Store, device: str, asked: Asked) -> Selection:
+    """The choice of `select` among all points of the device, without comparing row by row, and the next best ones."""
+    from dataclasses import replace
+
+    from edgewise.profiler.shortlist import nearest, points, read_points
+    from edgewise.selector import select
+    from edgewise.selector.large import best_points
+    from edgewise.selector.select import check_arguments
+
+    check_arguments(asked.budgets, asked.objective, asked.confidence, asked.weights)
+    first = None if asked.weights else asked.objective[0]
+    found = points(store, device, asked.budgets, [*asked.objective, "size"], first)
+    best, count = best_points(
+        found.columns, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights
+    )
+    ids = [found.ids[i] for i in best] if count else nearest(store, device, asked.budgets)
+    shown = read_points(store, ids)
+    _note(
+        f"{store.last():,} measurements: {count:,} points of {device} keep every budget; {len(shown):,} were judged, "
+        "by their intervals and not row by row; --all judges each"
+    )
+    chosen = select(
+        shown, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights, device=device
+    )
+    return replace(chosen, what_if=())  # among all points it would be another one
+
+
+def _note(words: str) -> None:
+    print(f"note: {words}", file=sys.stderr)
+
+
+def _check_device(device: str, names: Collection[str]) -> None:
+    from edgewise.errors import nearest
+
+    if device not in names:
+        raise StoreError(f"no measurements of device {device!r}: {nearest(device, sorted(names))}")
+
+
+def print_selections(selections: Sequence[Selection]) -> None:
+    """The choice and the table of each device, and the one bundle for all of them, 80 columns wide."""
+    from edgewise.selector import joint_table, near_misses, one_for_all, ranking_table
+
+    for selection in selections:
+        print()
+        print(ranking_table(selection) if selection.chosen else near_misses(selection))
+    if (joint := one_for_all(selections)) is not None:
+        print(joint_table(joint))

@@ -1,0 +1,218 @@
+"""The points of a large store that may keep every limit, found in SQL on its summary rows and read with the bounds of
+the metrics asked for alone.
+
+A bound is never better than its value: what breaks a limit by its value breaks it by its bound, so that one pass over
+the summary leaves out most of the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgewise.errors import StoreError
+from edgewise.profiler.joining import ANSWERED, joined
+from edgewise.profiler.store import Store
+from edgewise.types import SCENARIOS, Budget, Entry
+from edgewise.units import METRICS, RELATIVE
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LARGE = 20_000
+"""Measurements from which a store is not read whole."""
+MOST = 50_000
+"""Points that are read with their bounds, the best by the first objective."""
+_FEW = 3000
+"""Bundles up to which each is looked up by itself."""
+_PLACE, _POINT, _SCENARIO, _VALUES = slice(1, 8), slice(1, 9), 9, 10
+"""In a row of `_Asking`: what an answer belongs to, what a time belongs to, the scenario, the values."""
+_NOTHING = (None, None, None, None)
+_NEAREST = 100
+"""Points that are looked at where nothing keeps the limits."""
+_SCENARIOS = ", ".join(f"'{name}'" for name in SCENARIOS)
+_ANSWERED = ", ".join(f"'{name}'" for name in ANSWERED)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Bundles on run settings, as numbers."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Of each point the row numbers of its measurements."""
+    columns: dict[str, NDArray[np.float64]]
+    """Metric -> (n, 4): value, low, high, level; NaN where there is none."""
+
+
+def devices_of(store: Store) -> list[str]:
+    """Names of the devices that something was measured on, in the order of the alphabet."""
+    return [d for (d,) in store.query("SELECT DISTINCT device FROM summary WHERE device IS NOT NULL ORDER BY device")]
+
+
+def points(
+    store: Store, device: str, budgets: Sequence[Budget], names: Sequence[str], first: str | None = None
+) -> Points:
+    """Points of `device` whose values may keep every limit, with the metrics `names`.
+
+    An accuracy belongs to every number of threads, and is joined as `entries` joins it. first: the objective that
+    decides first: of more than `MOST` points the best by its value are read; None reads all. Raises StoreError for a
+    metric that nothing in the store has.
+    """
+    known = {name for (name,) in store.query("SELECT name FROM pragma_table_info('summary')")}
+    names = list(dict.fromkeys([*names, *(b.metric for b in budgets)]))
+    if missing := [name for name in names if name not in known]:
+        raise StoreError(f"{store.path} has no {missing[0]}: nothing in it was measured by it")
+    ask = _Asking(store, device, budgets)
+    timed = ask.rows(_SCENARIOS, "" if first is None else f" LIMIT {MOST + 1}")
+    if first is not None and len(timed) > MOST:
+        timed = _best(ask, first)
+    answered: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
+    for row in ask.of_bundles(_ANSWERED, {row[2:4] for row in timed}):
+        answered.setdefault(row[_PLACE], {})[row[_SCENARIO]] = row
+    found: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
+    for row in timed:
+        found.setdefault(row[_POINT], {})[row[_SCENARIO]] = row
+    kept = []
+    for key, ours in found.items():
+        rows = (*ours.values(), *answered.get(key[:-1], {}).values())
+        if ask.may_keep(key[2], rows):
+            kept.append((key[2], tuple(row[0] for row in rows)))
+    ids = tuple(numbers for _, numbers in kept)
+    return Points(ids, _columns(store, ids, [recipe for recipe, _ in kept], names, budgets))
+
+
+def _best(ask: _Asking, first: str) -> list[tuple[Any, ...]]:
+    """The rows that were timed of the best points by the values of one metric."""
+    order = f' AND "{first}" IS NOT NULL ORDER BY "{first}" {"DESC" if METRICS[first].better == "higher" else ""}'
+    timed = ask.rows(_SCENARIOS, f"{order} LIMIT {MOST}")
+    if timed:
+        return timed
+    best = ask.rows(_ANSWERED, f"{order} LIMIT {MOST // 10}")
+    return ask.of_bundles(_SCENARIOS, {row[2:4] for row in best})
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Summary rows of a device whose values keep every limit."""
+
+    store: Store
+    device: str
+    budgets: Sequence[Budget]
+
+    def rows(
+        self, scenarios: str, tail: str = "", also: str = "", values: tuple[Any, ...] = ()
+    ) -> list[tuple[Any, ...]]:
+        """(id, fingerprint, candidate, recipe, digest, provider, length, batch, threads, scenario, and the values that
+        have a budget) each."""
+        # Columns that are NULL are of another row of the same point.
+        limits = "".join(f' AND ("{b.metric}" IS NULL OR "{b.metric}" {b.op} ?)' for b in self.budgets)
+        columns = "".join(f', "{b.metric}"' for b in self.budgets)
+        return self.store.query(
+            "SELECT measurement_id, fingerprint_digest, candidate, recipe, content_digest, provider, max_length, "
+            f"batch_size, threads, scenario{columns} FROM summary WHERE device = ?{also} AND stage = 'profile' "
+            f"AND status = 'ok' AND scenario IN ({scenarios}){limits}{tail}",
+            (self.device, *values, *(b.limit for b in self.budgets)),
+        )
+
+    def may_keep(self, recipe: str, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether the rows of a point have a value for every budget: a row that breaks one is not among them."""
+        return all(
+            recipe == budget.relative_to or any(row[_VALUES + i] is not None for row in rows)
+            for i, budget in enumerate(self.budgets)
+        )
+
+    def of_bundles(self, scenarios: str, bundles: Collection[tuple[str, str]]) -> list[tuple[Any, ...]]:
+        """The same of these bundles: by the index, where they are few."""
+        if len(bundles) > _FEW:
+            return [row for row in self.rows(scenarios) if row[2:4] in bundles]
+        found: list[tuple[Any, ...]] = []
+        for bundle in bundles:
+            found += self.rows(scenarios, also=" AND candidate = ? AND recipe = ?", values=bundle)
+        return found
+
+
+def _columns(
+    store: Store,
+    ids: Sequence[tuple[int, ...]],
+    recipes: Sequence[str],
+    names: Sequence[str],
+    budgets: Sequence[Budget],
+) -> dict[str, NDArray[np.float64]]:
+    import numpy as np
+
+    every = sorted({number for point in ids for number in point})
+    marks = ", ".join("?" * len(names))
+    rows = store.query(
+        "SELECT measurement_id, name, value, low, high, level FROM metrics WHERE measurement_id IN "
+        f"(SELECT value FROM json_each(?)) AND name IN ({marks}) AND kind <> 'unavailable'",
+        (json.dumps(every), *names),
+    )
+    by: dict[str, dict[int, tuple[Any, ...]]] = {name: {} for name in names}
+    for number, name, *numbers in rows:
+        by[name][number] = tuple(numbers)
+    reference = {b.metric: b.relative_to for b in budgets}
+    found = {}
+    for name, has in by.items():
+        # What compares with a reference is not measured of the reference itself.
+        own = (1.0 if METRICS[name].better == "higher" else 0.0, None, None, None)
+        itself = (reference.get(name) or "fp32") if name in RELATIVE else None
+        found[name] = np.array(
+            [
+                next((has[i] for i in point if i in has), own if recipe == itself else _NOTHING)
+                for point, recipe in zip(ids, recipes, strict=True)
+            ],
+            np.float64,
+        ).reshape(len(ids), 4)
+    return found
+
+
+def read_points(store: Store, ids: Iterable[tuple[int, ...]]) -> list[Entry]:
+    """These points as `entries` makes them, with all their metrics; what was measured anew since is left out."""
+    wanted = {number for point in ids for number in point}
+    late: set[int] = set()
+    measurements = store.light(wanted)
+    for key in {(m.candidate, m.recipe) for m in measurements}:
+        late |= _superseded(store, key)
+    return joined([m for m in measurements if m.id not in late])
+
+
+def _superseded(store: Store, bundle: tuple[str, str]) -> set[int]:
+    """Row numbers of a bundle's measurements that a later one of the same thing took the place of."""
+    rows = store.query(
+        "SELECT measurement_id, device, content_digest, scenario, provider, threads, max_length, batch_size "
+        "FROM summary WHERE candidate = ? AND recipe = ? AND stage = 'profile' ORDER BY measurement_id",
+        bundle,
+    )
+    newest: dict[Any, str] = {}
+    for row in rows:
+        if row[3] in SCENARIOS:
+            newest[row[1]] = row[2]
+    last = {row[3:] + row[1:2]: row[0] for row in rows}
+    return {r[0] for r in rows if last[r[3:] + r[1:2]] != r[0] or newest.get(r[1], r[2]) != r[2]}
+
+
+def nearest(store: Store, device: str, budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:
+    """Row numbers of the points that come nearest to the limits by what was timed: the sum of what each is over its
+    own, relative to it."""
+    over = " + ".join(
+        f'max(0, coalesce({"" if b.op == "<=" else "-"}1.0 * ("{b.metric}" - ?) / ?, 0))' for b in budgets
+    )
+    rows = store.query(
+        f"SELECT measurement_id, candidate, recipe FROM summary WHERE stage = 'profile' AND status = 'ok' "
+        f"AND device = ? AND scenario IN ({_SCENARIOS}) ORDER BY {over or '0'} LIMIT {_NEAREST}",
+        (device, *(x for b in budgets for x in (b.limit, abs(b.limit) or 1.0))),
+    )
+    answers: list[int] = []
+    for candidate, recipe in {row[1:] for row in rows}:
+        answers += [
+            number
+            for (number,) in store.query(
+                f"SELECT measurement_id FROM summary WHERE candidate = ? AND recipe = ? AND device = ? "
+                f"AND stage = 'profile' AND scenario IN ({_ANSWERED})",
+                (candidate, recipe, device),
+            )
+        ]
+    return (*((row[0],) for row in rows), tuple(answers))

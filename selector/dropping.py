@@ -1,0 +1,229 @@
+"""What a race drops: points that surely break a budget, or that a measured one surely beats; each with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from edgewise.paired import normal_quantile, paired_drop
+from edgewise.selector.board import Board
+from edgewise.selector.budgets import check_budget, metric_of
+from edgewise.selector.known import Known, Rules, at_best
+from edgewise.selector.words import finite, gap, label, limit_text, percent, unit_of
+from edgewise.showing import show
+from edgewise.types import Budget, Metric
+from edgewise.units import METRICS, PERCENTILES
+
+_CALLS = (*PERCENTILES, "latency_mean", "throughput")
+
+
+def drops(board: Board) -> dict[str, str]:
+    """Key -> reason of every point that need not be measured any further."""
+    found: dict[str, str] = {}
+    ahead = sorted(board.incumbents, key=lambda i: int(board.real.order[i]))
+    for p, known in enumerate(board.items):
+        if known.full:
+            continue
+        reason = _broken(board, known)
+        if reason is None and known.entry.key not in board.needed:
+            reason = next((r for a in ahead if (r := _beaten(board, a, p))), None)
+        if reason:
+            found[known.entry.key] = reason
+    return found
+
+
+def _broken(board: Board, known: Known) -> str | None:
+    """The first budget that a point surely breaks."""
+    rules = board.rules
+    for budget in rules.budgets:
+        if known.exact(budget.metric):
+            check = check_budget(known.entry, budget, rules.confidence)
+            if not check.met:
+                return f"{_start(known)}: {check.words}"
+            continue
+        metric = metric_of(known.entry, budget.metric, budget.relative_to)
+        best = at_best(known, metric, budget.metric)
+        if metric is not None and finite(best) and best is not None and _over(budget, best) > 0:
+            side = "over" if budget.op == "<=" else "under"
+            return (
+                f"{_start(known)}: {_at_least(metric, best, rules.level)}, {gap(_over(budget, best), budget.unit)} "
+                f"{side} the budget of {limit_text(budget)}"
+            )
+    return None
+
+
+def _over(budget: Budget, value: float) -> float:
+    return value - budget.limit if budget.op == "<=" else budget.limit - value
+
+
+def _start(known: Known) -> str:
+    return "not run" if known.answered == "no" and known.timed == "no" else "not measured in full"
+
+
+def _at_least(metric: Metric, best: float, level: float) -> str:
+    """'its p95 is at least 14.2 ms at 99.9% (a look: 1 process, 83 calls)'."""
+    side = "at most" if METRICS[metric.name].better == "higher" else "at least"
+    sample = metric.method if metric.method.startswith("a look") else f"{metric.n:,} rows"
+    return f"its {metric.name} is {side} {show(best, metric.unit)} at {percent(level)} ({sample})"
+
+
+def _beaten(board: Board, a: int, p: int) -> str | None:
+    """Why point p cannot win where the incumbent a is in the contest; None where it may."""
+    for column in range(len(board.names)):
+        if words := _surely_ahead(board, column, a, p):
+            return f"{_start(board.items[p])}: {words}{_before(board, column)}"
+        if not _stays_with(board, column, a, p):
+            return None
+    return _no_better(board, a, p)
+
+
+def _no_better(board: Board, a: int, p: int) -> str | None:
+    """Words, if the incumbent stays in for as long as p, and wins where all are tied: the point estimates decide then,
+    that of the first objective first."""
+    for column in range(len(board.names)):
+        if board.items[a].answers == board.items[p].answers and board.sources(column) == ["answers"]:
+            continue
+        if not float(board.real.columns[column].score[a]) > float(board.hope[column][p]):
+            return None
+        names = " and ".join(n for c in range(len(board.names)) for n in board.names[c])
+        return f"{_start(board.items[p])}: in {names} it is surely no better than {_who(board, a)}"
+    return None
+
+
+def _before(board: Board, column: int) -> str:
+    names = [n for c in range(column) for n in board.names[c]]
+    return f"; in {' and '.join(names)} it is no better, or tied with the same" if names else ""
+
+
+def _surely_ahead(board: Board, column: int, a: int, p: int) -> str | None:
+    """Words, if the incumbent is ahead of p by more than what would be called a tie."""
+    if board.exact(column, p):
+        return _ahead_by_values(board, column, a, p)
+    if (paired := _paired_part(board, column, a, p)) is not None:
+        return paired or None
+    return _ahead_by_bounds(board, column, a, p)
+
+
+def _ahead_by_values(board: Board, column: int, a: int, p: int) -> str | None:
+    found, name = board.real.gap(column, a, p), board.real.columns[column].name
+    if not found.ahead > found.noise:
+        return None
+    unit = unit_of(name)
+    noise = f", more than the noise of {gap(found.noise, unit)}" if found.noise > 0 else ""
+    return f"its {name} is {gap(found.ahead, unit)} worse than that of {_who(board, a)}{noise}"
+
+
+def _ahead_by_bounds(board: Board, column: int, a: int, p: int) -> str | None:
+    hope, real = float(board.hope[column][p]), board.real.columns[column]
+    noise = math.hypot(float(real.worse[a]), width_in_full(board, column, a))
+    if not (math.isfinite(hope) and float(real.score[a]) - hope > noise):
+        return None
+    level, (name, *more) = board.rules.level, board.names[column]
+    if more:
+        return f"its {real.name} cannot reach that of {_who(board, a)}, by bounds at {percent(level)}"
+    reference = board.rules.references.get(name)
+    mine, theirs = (metric_of(board.items[i].entry, name, reference) for i in (p, a))
+    best = at_best(board.items[p], mine, name)
+    assert mine is not None
+    assert theirs is not None
+    assert best is not None
+    return f"{_at_least(mine, best, level)}, against {show(theirs.value, theirs.unit)} of {_who(board, a)}"
+
+
+def width_in_full(board: Board, column: int, a: int) -> float:
+    """Half the interval that p will be left with when it is measured in full: at least that of the incumbent; of the
+    time of calls what the rule of rounds allows."""
+    real, rules, names = board.real.columns[column], board.rules, board.names[column]
+    own = max(float(real.worse[a]), float(real.better[a]))
+    if rules.weights:
+        shares = zip(names, rules.weights, strict=True)
+        return max(own, math.hypot(*(w * rules.width for n, w in shares if n in _CALLS)))
+    return max(own, rules.width * abs(float(real.score[a])) if names[0] in _CALLS else 0.0)
+
+
+def _paired_part(board: Board, column: int, a: int, p: int) -> str | None:
+    """Accuracy on the rows that both answered: words where the incumbent is surely ahead, '' where not; None where the
+    two cannot be compared row by row."""
+    rules, one, other = board.rules, board.items[a], board.items[p]
+    if board.names[column] != ("accuracy",) or other.answered != "part" or one.right is None or other.right is None:
+        return None
+    mine = one.right[list(rules.part)] if one.answered == "full" else one.right
+    if len(mine) != len(other.right):
+        return None
+    lost, gained, n = int((mine & ~other.right).sum()), int((~mine & other.right).sum()), len(mine)
+    drop = paired_drop(lost, gained, n, rules.level).points
+    moved = (lost + gained) / n - ((lost - gained) / n) ** 2
+    noise = 100 * normal_quantile(rules.confidence) * math.sqrt(moved / max(1, rules.rows))
+    if drop.low is None or not drop.low > noise:
+        return ""
+    return (
+        f"on {n:,} rows its accuracy is {drop.value:.2f} points below that of {_who(board, a)}, at least "
+        f"{drop.low:.2f} at {percent(rules.level)}"
+    )
+
+
+def _who(board: Board, a: int) -> str:
+    return (
+        f"{label(board.items[a].entry)}, which keeps every budget"
+        if board.rules.budgets
+        else label(board.items[a].entry)
+    )
+
+
+def _stays_with(board: Board, column: int, a: int, p: int) -> bool:
+    """Whether the incumbent is still in the contest after this objective whenever p is, whoever leads."""
+    one, other = board.items[a], board.items[p]
+    if one.answers == other.answers and board.sources(column) == ["answers"]:
+        return True
+    if float(board.real.columns[column].score[a]) >= float(board.hope[column][p]):
+        return True
+    if not board.exact(column, p):
+        return False
+    return _tied_with_the_same(board, column, a, p)
+
+
+def _tied_with_the_same(board: Board, column: int, a: int, p: int) -> bool:
+    """Whoever p is tied with as the leader, p itself too, the incumbent is tied with as well."""
+    contest = board.real
+    if not contest.gap(column, p, a).tied:
+        return False
+    score, seen = contest.columns[column].score, set[str]()
+    for leader, item in enumerate(board.items):
+        if float(board.hope[column][leader]) < float(score[p]) or (item.full and leader not in board.incumbents):
+            continue  # where p runs, this one does not lead
+        if board.sources(column) == ["answers"]:
+            if item.answers in seen:
+                continue
+            seen.add(item.answers)
+        if not board.exact(column, leader):
+            return False
+        if contest.gap(column, leader, p).tied and not contest.gap(column, leader, a).tied:
+            return False
+    return True
+
+
+def leader_in_the_way(
+    points: Mapping[str, Known],
+    rules: Rules,
+    exclude: Collection[str],
+    dropped: Mapping[str, str],
+    memo: dict[tuple[str, str], tuple[float, float]],
+) -> str | None:
+    """Key of a dropped point that cannot win, but would keep the winner from it if it keeps every budget.
+
+    Ties are with the leader: one that is ahead of the winner by more than a tie, in an objective that decides before
+    the last, takes the winner out, and leaves the choice to another that is tied with both. None where there is none.
+    """
+    board = Board(points, rules, exclude, {}, (), memo)
+    if len(board.names) < 2 or not board.incumbents:
+        return None
+    import numpy as np
+
+    winner, _ = board.real.play(np.array(board.incumbents))
+    for i in sorted(range(len(board.items)), key=lambda i: (-float(board.guess[-1][i]), int(board.real.order[i]))):
+        known = board.items[i]
+        if known.full or known.entry.key not in dropped or known.entry.key in exclude or _broken(board, known):
+            continue
+        if any(board.exact(c, i) and _ahead_by_values(board, c, i, winner) for c in range(len(board.names) - 1)):
+            return known.entry.key
+    return None

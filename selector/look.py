@@ -1,0 +1,172 @@
+"""What a short look at a bundle can say for sure: how fast it is at best, not how fast it is.
+
+A look is a fresh process or two with few timed calls. Two things stand between it and the value that a full
+measurement finds: the calls are a sample of the rows, and a process is a sample of processes. The first is bounded by
+order statistics, which assume nothing of the form of the distribution; the second by the spread between processes,
+pooled over all that was run in two processes or more, and by Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgewise.student import student_quantile
+from edgewise.types import Metric
+from edgewise.units import METRICS, PERCENTILES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
+MEMORY = ("peak_rss", "empty_rss", "pss", "uss")
+TIMED = (*PERCENTILES, "latency_mean", "throughput", *STARTUP, *MEMORY)
+"""The metrics that a look bounds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far processes of the same thing lie apart: standard deviation of the logarithm, and how well it is known."""
+
+    deviation: float
+    freedom: int
+
+    def reach(self, level: float, processes: int) -> float:
+        """How far, in logarithms, the mean of so many processes may lie from the true one, at a one-sided level."""
+        return student_quantile(level, self.freedom) * self.deviation / math.sqrt(processes)
+
+
+_PRIOR = {"time": Spread(0.05, 4), "startup": Spread(0.08, 4), "memory": Spread(0.01, 4)}
+"""Where little was run twice: as if five processes had been seen to lie so far apart."""
+_FLOOR = {"time": 0.02, "startup": 0.03, "memory": 0.003}
+"""Calm processes that happen to agree prove no better machine."""
+
+
+def spread_of_times(series: Iterable[Sequence[Floats]]) -> Spread:
+    """Between processes, pooled over `series`: for each thing measured the seconds of every call, one array a process.
+
+    One-way analysis of variance on the logarithm of the calls: what the mean of a process moves since its calls are
+    few is taken off. Things with one process say nothing.
+    """
+    import numpy as np
+
+    squares, freedom = 0.0, 0
+    for processes in series:
+        if len(processes) < 2 or any(len(p) < 2 for p in processes):
+            continue
+        logs = [np.log(p) for p in processes]
+        between = float(np.var([x.mean() for x in logs], ddof=1))
+        of_calls = float(np.mean([x.var(ddof=1) / len(x) for x in logs]))
+        squares += (len(logs) - 1) * max(0.0, between - of_calls)
+        freedom += len(logs) - 1
+    return _pooled("time", squares, freedom)
+
+
+def spread_of_numbers(kind: str, metrics: Iterable[Metric]) -> Spread:
+    """Between processes, of a number that each process has once: from means over processes and their t bounds.
+
+    kind: 'startup' or 'memory'.
+    """
+    squares, freedom = 0.0, 0
+    for m in metrics:
+        if m.value is None or m.high is None or m.level is None or m.n < 2 or m.value <= 0 or m.level <= 0.5:
+            continue
+        deviation = (m.high - m.value) / student_quantile(m.level, m.n - 1) * math.sqrt(m.n)
+        squares += (m.n - 1) * (deviation / m.value) ** 2
+        freedom += m.n - 1
+    return _pooled(kind, squares, freedom)
+
+
+def _pooled(kind: str, squares: float, freedom: int) -> Spread:
+    prior = _PRIOR[kind]
+    total = freedom + prior.freedom
+    deviation = math.sqrt((squares + prior.freedom * prior.deviation**2) / total)
+    return Spread(max(deviation, _FLOOR[kind]), total)
+
+
+def rank_below(n: int, q: float, level: float) -> int:
+    """The largest k such that the k-th smallest of n calls lies at or below the q-quantile with this confidence; 0
+    where none does.
+
+    The calls below the quantile are a binomial number: k of them or more with probability `level`.
+    """
+    share, k = 1.0, 0  # P(at least k of n)
+    log = n * math.log1p(-q)  # of P(exactly k of n)
+    while k < n:
+        share -= math.exp(log) if log > -700 else 0.0
+        if share < level:
+            break
+        log += math.log((n - k) / (k + 1)) + math.log(q) - math.log1p(-q)
+        k += 1
+    return k
+
+
+def bounds_of_look(
+    times: Sequence[Floats],
+    numbers: Mapping[str, Metric],
+    spreads: Mapping[str, Spread],
+    level: float,
+    *,
+    batch_size: int = 1,
+) -> dict[str, Metric]:
+    """Metrics of a look, each with the one bound that a look can give: how good it may be at best, at `level`.
+
+    times: seconds of the calls, one array a process. numbers: start-up and memory as the profiler has them, means over
+    these processes. spreads: of 'time', 'startup' and 'memory'. The values are what the few calls say, 'estimated'.
+    """
+    half = 1 - (1 - level) / 2  # one half of the risk for the calls, one for the processes
+    calls = sum(len(t) for t in times)
+    count = f"{len(times)} process{'es' * (len(times) > 1)}"
+    method, why = f"a look: {count}, {calls:,} calls", "a look at few calls bounds one side alone"
+    found = {}
+    reach = spreads["time"].reach(half, len(times))
+    for name, q in PERCENTILES.items():
+        value, low = _percentile(times, q, 1 - (1 - half) / len(times), reach)
+        found[name] = Metric(name, "s", value, low, None, level if low else None, method, calls, "estimated", why)
+    mean, low = _mean(times, 1 - (1 - half) / len(times), reach)
+    found["latency_mean"] = Metric("latency_mean", "s", mean, low, None, level, method, calls, "estimated", why)
+    most = batch_size / low if low > 0 else None
+    found["throughput"] = Metric(
+        "throughput", "1/s", batch_size / mean, None, most, level if most else None, method, calls, "estimated", why
+    )
+    for name in (*STARTUP, *MEMORY):
+        known = numbers.get(name)
+        if known is not None and known.value is not None and known.value > 0:
+            spread = spreads["startup" if name in STARTUP else "memory"]
+            low = known.value * math.exp(-spread.reach(level, len(times)))
+            unit = METRICS[name].unit
+            found[name] = Metric(
+                name, unit, known.value, low, None, level, f"a look: {count}", len(times), "estimated", why
+            )
+    return found
+
+
+def _percentile(times: Sequence[Floats], q: float, level: float, reach: float) -> tuple[float, float | None]:
+    """(what the calls say, the lower bound; None where the calls are too few for any)."""
+    import numpy as np
+
+    ordered = [np.sort(t) for t in times]
+    value = float(np.mean([np.quantile(t, q) for t in ordered]))
+    ranks = [rank_below(len(t), q, level) for t in ordered]
+    if min(ranks) == 0:
+        return value, None
+    logs = [math.log(t[k - 1]) for t, k in zip(ordered, ranks, strict=True)]
+    return value, min(value, math.exp(sum(logs) / len(logs) - reach))
+
+
+def _mean(times: Sequence[Floats], level: float, reach: float) -> tuple[float, float]:
+    """(mean of the processes' means, the lower bound; 0 where the calls are too few for one)."""
+    import numpy as np
+
+    means = [float(t.mean()) for t in times]
+    lows = [
+        m - student_quantile(level, len(t) - 1) * float(t.std(ddof=1)) / math.sqrt(len(t)) if len(t) > 1 else 0.0
+        for m, t in zip(means, times, strict=True)
+    ]
+    low = max(0.0, sum(lows) / len(lows))
+    return float(np.mean(means)), low * math.exp(-reach)

@@ -1,0 +1,177 @@
+"""Which of many bundles and targets to measure, and which need not be: decisions alone, no measuring.
+
+A point is one bundle on one target. What is known of it grows in steps: its size, which needs no run; a look, a process
+or two with few calls; its answers, to some rows and then to all; a full measurement. After every step the race drops
+what surely cannot be chosen, and names what to do next. The same code drives real measuring and the replay of a
+recorded run.
+
+A point is dropped when
+
+1. a budget is surely broken: by its size or training time, by the bound of the answers so far, by the bound of a look;
+2. a point that was measured in full and keeps every budget surely beats it under the rule of `contest`: ahead by more
+   than a tie in one objective, and in each objective before it still in the contest whenever the other one is.
+
+'Surely' is one-sided at `Rules.level`, each test for itself: the odds of losing the winner are the number of tests that
+*it* meets times 1 - level. What is left is measured in full, the most promising first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from edgewise.selector.board import Board
+from edgewise.selector.dropping import drops, leader_in_the_way, width_in_full
+from edgewise.selector.known import Known, Rules, source_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to measure next."""
+
+    kind: Literal["look", "answer", "measure", "done"]
+    keys: tuple[str, ...] = ()
+    """Of the points; of an answer one for each that answers differently."""
+    twice: tuple[str, ...] = ()
+    """Those of a look that are looked at in two processes."""
+    part: bool = False
+    """An answer to some of the rows alone."""
+
+
+@dataclass(frozen=True)
+class RaceEnd:
+    """What a race came to."""
+
+    points: Mapping[str, Known]
+    dropped: Mapping[str, str]
+    """Key -> reason, of points that were not measured in full and cannot be the choice."""
+    open: tuple[str, ...]
+    """Keys of points that may be the choice and were not measured in full: the time was up."""
+    passed_over: tuple[str, ...] = ()
+    """Keys of points that a sampler did not propose: nothing was looked at."""
+
+
+Act = Callable[[Step], Mapping[str, Known] | None]
+"""Does a step, or as much of it as the time allows; what is known now of the points that it touched. None: no time."""
+
+
+def race(
+    points: Mapping[str, Known],
+    rules: Rules,
+    act: Act,
+    *,
+    exclude: Collection[str] = (),
+    told: Callable[[Mapping[str, str]], None] = lambda dropped: None,
+    hurry: bool = False,
+) -> RaceEnd:
+    """Measure until every point is dropped or measured in full, or the time is up.
+
+    exclude: keys of points that did not pass when they were confirmed; they beat nobody. told: hears what was dropped.
+    hurry: no cheap steps, the point that looks best is measured in full.
+    """
+    points, dropped, needed = dict(points), dict[str, str](), set[str]()
+    memo: dict[tuple[str, str], tuple[float, float]] = {}
+    last = Step("done")
+    while True:
+        board = Board(points, rules, exclude, dropped, needed, memo)
+        new = drops(board)
+        dropped |= new
+        told(new)
+        step = next_step(board, dropped, hurry=hurry)
+        if step.kind == "done" and (spoiler := leader_in_the_way(points, rules, exclude, dropped, memo)):
+            needed.add(spoiler)
+            del dropped[spoiler]
+            continue
+        # A step that is asked for again brought nothing.
+        news = None if step.kind == "done" or step == last else act(step)
+        last = step
+        if news is not None:
+            points |= news
+        elif step.kind in ("done", "measure") or hurry:
+            return RaceEnd(points, dropped, tuple(k.entry.key for k in board.open(dropped)))
+        else:
+            hurry = True  # no time for a cheap step: what is known must do
+
+
+def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) -> Step:
+    """What to measure next: the cheap knowledge that decides who is promising, then the most promising in full.
+
+    The contest is played with what is known: all that may still tie with the leader of the first objective go on to the
+    second, and so on. hurry: no looks and no answers but those of the point that is measured in full next.
+    """
+    pool = [i for i, k in enumerate(board.items) if not k.full and k.entry.key not in dropped]
+    if not pool:
+        return Step("done")
+    for column in range(len(board.names)):
+        step, pool = (None, _seen(board, column, pool)) if hurry else (_missing(board, column, pool), pool)
+        if step:
+            return step
+        leader = max(pool, key=lambda i: (float(board.guess[column][i]), -int(board.real.order[i])))
+        pool = [i for i in pool if _may_tie(board, column, leader, i)]
+        partly = [i for i in pool if "answers" in board.sources(column) and board.items[i].answered == "part"]
+        if partly and not hurry:
+            return _answer(board, partly, part=False)
+    pool = sorted(pool, key=lambda i: (-float(board.guess[-1][i]), int(board.real.order[i])))
+    return _finish(board, pool[: 1 if hurry else board.rules.batch], hurry)
+
+
+def _may_tie(board: Board, column: int, leader: int, i: int) -> bool:
+    """Whether a point may turn out to be tied with, or ahead of, the one that looks best."""
+    if board.exact(column, leader) and board.exact(column, i):
+        return board.real.gap(column, leader, i).tied
+    best = float(board.guess[column][leader])
+    return float(board.hope[column][i]) >= best - (width_in_full(board, column, leader) if math.isfinite(best) else 0)
+
+
+def _missing(board: Board, column: int, pool: list[int]) -> Step | None:
+    """The cheap knowledge of one objective that points of the pool lack."""
+    for source in board.sources(column):
+        lacking = [i for i in pool if board.items[i].depth(source) == "no"]
+        if lacking and source == "look":
+            return _look(board, lacking)
+        if lacking and source == "answers":
+            part = bool(board.rules.part)
+            return _answer(board, lacking if part else _with_siblings(board, lacking), part=part)
+    return None
+
+
+def _seen(board: Board, column: int, pool: list[int]) -> list[int]:
+    """Those of the pool of which something is known in this objective; all, where nothing is known of any."""
+    return [i for i in pool if math.isfinite(float(board.guess[column][i]))] or pool
+
+
+def _finish(board: Board, top: list[int], hurry: bool) -> Step:
+    """What the most promising lack: a look where a budget could end it, all their answers, a full measurement."""
+    timed_budget = any(source_of(b.metric) == "look" for b in board.rules.budgets)
+    unseen = [i for i in top if board.items[i].timed == "no"]
+    if unseen and timed_budget and not hurry:
+        return _look(board, unseen)
+    if unanswered := [i for i in top if board.items[i].answered != "full"]:
+        return _answer(board, unanswered if hurry else _with_siblings(board, unanswered), part=False)
+    return Step("measure", tuple(board.items[i].entry.key for i in top))
+
+
+def _with_siblings(board: Board, points: list[int]) -> list[int]:
+    """Also the other lengths of their bundles: asked together, only the rows that a length cuts are answered anew."""
+    digests = {board.items[i].entry.content_digest for i in points}
+    more = (
+        i
+        for i, k in enumerate(board.items)
+        if k.answered == "no" and k.entry.content_digest in digests and k.entry.key not in board.gone
+    )
+    return list(dict.fromkeys([*points, *more]))
+
+
+def _look(board: Board, points: list[int]) -> Step:
+    keys = tuple(board.items[i].entry.key for i in points)
+    left = board.rules.twice - sum(len(k.times) > 1 for k in board.points.values())
+    if left <= 0:
+        return Step("look", keys)
+    return Step("look", keys, twice=keys[:: max(1, len(keys) // left)][:left])
+
+
+def _answer(board: Board, points: list[int], *, part: bool) -> Step:
+    by_answers = {board.items[i].answers: board.items[i].entry.key for i in reversed(points)}
+    return Step("answer", tuple(reversed(by_answers.values())), part=part)

@@ -1,0 +1,83 @@
+"""A choice with what was not measured in full beside it: every such point, what is known of it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from edgewise.selector.budgets import check_budgets
+from edgewise.selector.known import Known, Rules
+from edgewise.selector.race import RaceEnd
+from edgewise.selector.words import percent, plural
+from edgewise.types import Selection, Verdict
+
+
+def with_unmeasured(selection: Selection, end: RaceEnd, rules: Rules, minutes: float | None = None) -> Selection:
+    """The selection with a verdict for each point that the race dropped or did not come to.
+
+    Points that the selection has already stay as they are. minutes: the time that was given, for the words.
+    """
+    there = {v.entry.key for v in selection.verdicts}
+    time = f"the {minutes:g} minutes were over" if minutes is not None else "the time was over"
+    reasons: dict[str, str] = {**end.dropped, **{key: _open_words(end.points[key], time) for key in end.open}}
+    proposed = len(end.points) - len(end.passed_over)
+    reasons |= dict.fromkeys(
+        end.passed_over, f"not looked at: {proposed:,} of {len(end.points):,} points were proposed, this one was not"
+    )
+    more = [_verdict(end.points[key], reason, rules) for key, reason in reasons.items() if key not in there]
+    more.sort(key=lambda v: (v.entry.key in end.dropped, v.entry.key))
+    words = _left_out(end, rules, time)
+    done = replace(selection, verdicts=(*selection.verdicts, *more), left_out=words)
+    if more and not any(v.entry.status == "ok" for v in selection.verdicts):
+        done = replace(done, sentence=_none_in_full(selection, end))
+    return done
+
+
+def _none_in_full(selection: Selection, end: RaceEnd) -> str:
+    """Where every point was dropped before it was measured in full."""
+    where = "Here" if selection.device == "here" else f"On {selection.device}"
+    if end.open:
+        return f"{where} nothing was measured in full, so there is nothing to choose from yet."
+    kept = {1: "its budget", 2: "both budgets"}.get(len(selection.budgets), f"all {len(selection.budgets)} budgets")
+    return (
+        f"{where} nothing keeps {kept}: what was known of each point before it was measured in full breaks one; "
+        "'search: all' measures them, and says which relaxation would be enough."
+    )
+
+
+def _verdict(known: Known, reason: str, rules: Rules) -> Verdict:
+    entry = replace(known.entry, partial=True)
+    checks = check_budgets(entry, rules.budgets, rules.confidence)
+    return Verdict(entry, checks, False, False, None, None, reason=reason)
+
+
+def _open_words(known: Known, time: str) -> str:
+    if known.timed == "no" and known.answered == "no":
+        return f"not looked at: {time}"
+    seen = {"no": "not timed", "part": "looked at", "full": "timed"}[known.timed]
+    answers = {"no": "no answers", "part": "answers to some rows", "full": "all answers"}[known.answered]
+    return f"not measured in full ({seen}, {answers}): {time}"
+
+
+def _left_out(end: RaceEnd, rules: Rules, time: str) -> str:
+    """'Measured in full: 6 of 72. Not: 40 that surely break a budget and 26 that are surely beaten, each at 99.9%.'"""
+    if not (end.dropped or end.open or end.passed_over):
+        return ""
+    full = sum(k.full for k in end.points.values())
+    parts = [f"{full} of {plural(len(end.points), 'point')} (bundle and run settings) measured in full"]
+    if end.dropped:
+        untouched = sum(_untouched(end.points, key) for key in end.dropped)
+        parts.append(
+            f"{len(end.dropped)} dropped, as they surely break a budget or cannot win, each by a bound at "
+            f"{percent(rules.level)} ({untouched} without running them)"
+        )
+    if end.open:
+        untouched = sum(_untouched(end.points, key) for key in end.open)
+        parts.append(f"{len(end.open)} left, as {time} ({untouched} not looked at); more time goes on from here")
+    if end.passed_over:
+        parts.append(f"{len(end.passed_over):,} not looked at, as the sampler proposed others")
+    return "; ".join(parts) + "."
+
+
+def _untouched(points: Mapping[str, Known], key: str) -> bool:
+    return points[key].timed == "no" and points[key].answered == "no"

@@ -1,0 +1,161 @@
+"""`fit` that measures as much as the choice needs: what it drops, what it says of the rest, and how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edgewise.data import Splits
+from edgewise.pipeline import fit as run_fit
+from edgewise.profiler import Store, entries
+from edgewise.profiler.hardware_report import hardware_report
+from edgewise.progress import Reporter
+from edgewise.rundir import RunFolder
+
+
+def write_plan(folder: Path, tuned: Path, splits: Splits, search: str, budgets: str) -> Path:
+    data = folder / "reviews.csv"
+    with data.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        rows = [*splits.val[:250], *splits.confirm[:250], *splits.train[:50]]
+        writer.writerows([r.text, r.label] for r in rows)
+    plan = folder / "plan.yaml"
+    plan.write_text(
+        f"""version: 1
+task: text-classification
+data: {{path: {data}, split: {{train: 0.2, val: 0.4, confirm: 0.4}}}}
+candidates:
+  - {{name: tiny, from: {tuned}, tune: none}}
+recipes: [fp32, int8-dynamic]
+devices: [{{name: here, run: {{threads: [1, 2], max_length: [32, 64]}}}}]
+budgets: {budgets}
+profile: {{percentile: p50, min_rounds: 5, max_rounds: 5, seconds: 0.05, width: 0.3}}
+{search}
+""",
+        encoding="utf-8",
+    )
+    return plan
+
+
+def fit(plan: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgewise", "fit", str(plan), "--out", "run", *more],
+        cwd=plan.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def verdicts(folder: Path) -> tuple[dict, list[dict]]:
+    (selection,) = json.loads((folder / "run" / "selection.json").read_text())["devices"]
+    return selection, selection["verdicts"]
+
+
+@pytest.fixture(scope="module")
+def raced(tuned: Path, review_splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("race")
+    plan = write_plan(home, tuned, review_splits, "search: race", '{size: "<= 20 MB", accuracy: ">= 0.3"}')
+    done = fit(plan)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.mark.slow
+def test_what_breaks_a_budget_by_its_size_is_never_run(raced: Path) -> None:
+    selection, found = verdicts(raced)
+    assert selection["chosen"] is not None
+    assert len(found) == 8
+    assert {v["entry"]["partial"] for v in found if v["rank"]} == {False}
+    partial = [v for v in found if v["entry"]["partial"]]
+    fp32 = [v for v in found if v["entry"]["recipe"] == "fp32"]
+    assert len(fp32) == 4
+    assert all(v["reason"].startswith("not run: size is ") and "the budget of 20 MB" in v["reason"] for v in fp32)
+    assert f"{8 - len(partial)} of 8 points" in selection["left_out"]
+    with Store(RunFolder(raced / "run").store) as store:
+        timed = Counter((m.recipe, m.stage) for m in store.measurements() if m.scenario == "single-stream")
+        assert not any(recipe == "fp32" for recipe, _ in timed)
+        looked = [m for m in store.measurements() if m.stage == "look"]
+        assert looked
+        assert all(m.conditions["rounds"]["count"] in (1, 2) for m in looked if m.scenario == "single-stream")
+        # Looks are no measurements of their own: neither the join nor the report of the machine takes them.
+        assert all(not e.partial and e.metrics["p50"].method.startswith("cluster") for e in entries(store))
+        assert "look" not in hardware_report(store, "x").lower()
+
+
+@pytest.mark.slow
+def test_the_report_shows_every_point_and_its_reason(raced: Path) -> None:
+    selection, found = verdicts(raced)
+    page = (raced / "run" / "report.html").read_text()
+    for v in found:
+        assert v["reason"]
+    assert page.count("Not run: size is ") >= 4
+    assert "What was not measured in full" in page
+    assert selection["left_out"] in (raced / "run" / "report.md").read_text()
+    # The sentence counts what was measured, not what was dropped.
+    full = [v for v in found if not v["entry"]["partial"]]
+    assert f"of the {len(full) - 1} others" in selection["sentence"] or len(full) <= 2
+
+
+@pytest.mark.slow
+def test_a_tiny_time_gives_an_answer_and_goes_on_later(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, tuned, review_splits, "", '{size: "<= 20 MB", accuracy: ">= 0.3"}')
+    first = fit(plan, "--minutes", "0.001")
+    assert first.returncode == 0, first.stderr
+    selection, found = verdicts(tmp_path)
+    late = [v for v in found if v["reason"].endswith("the 0.001 minutes were over")]
+    assert len([v for v in found if not v["entry"]["partial"]]) == 1
+    assert len(late) >= 2
+    assert any(v["reason"].startswith("not looked at: ") for v in late)
+    assert f"{len(late)} left" in selection["left_out"]
+    assert "not the last word" in first.stdout
+    assert (tmp_path / "run" / "bundles").is_dir()  # what goes on needs them
+
+    again = fit(plan, "--minutes", "5")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" not in again.stderr
+    selection, found = verdicts(tmp_path)
+    assert not any("were over" in v["reason"] for v in found)
+    assert not (tmp_path / "run" / "bundles").exists()
+    assert "nothing to do" in fit(plan, "--minutes", "5").stderr
+
+
+@pytest.mark.slow
+def test_optuna_proposes_some_and_the_rest_is_named(
+    tuned: Path, review_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.search.PROPOSED", 2)
+    monkeypatch.setattr("edgewise.search.TOGETHER", 1)
+    plan = write_plan(tmp_path, tuned, review_splits, "search: optuna", '{size: "<= 20 MB", accuracy: ">= 0.3"}')
+    result = run_fit(plan, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    (selection,) = result.selections
+    assert selection.chosen is not None
+    over = [v for v in selection.verdicts if v.reason.startswith("not looked at: 6 of 8 points were proposed")]
+    assert len(over) == 2  # of the four that their size leaves
+    assert "2 not looked at, as the sampler proposed others" in selection.left_out
+    assert all(v.entry.partial and v.rank is None for v in over)
+    assert result.left_open == 0
+
+
+def test_dry_run_says_what_a_search_would_do(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, tuned, review_splits, "", "{}")
+    done = fit(plan, "--dry-run", "--minutes", "2")
+    assert done.returncode == 0, done.stderr
+    assert "at most 8 points" in done.stdout
+    assert "2 min in all" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_that_are_no_time(minutes: str, tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, tuned, review_splits, "", "{}")
+    for more in ((), ("--dry-run",)):
+        done = fit(plan, f"--minutes={minutes}", *more)
+        assert done.returncode == 2
+        assert f"--minutes is {minutes}; expected minutes of measuring above 0" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
