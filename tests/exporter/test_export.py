@@ -150,6 +150,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(fp32_bundle: Path) -> Non
             compare(model, [Case("row", ("a fine film",), right, ((1, 2, 3),))], Recipe())
 
 
+@pytest.mark.slow
 def test_keep_leaves_the_named_nodes_in_fp32(tuned: Path, tmp_path: Path) -> None:
     (found,) = export(tuned, ["int8-dynamic+keep=layer.0/output/dense/MatMul"], out=tmp_path)
     assert found.bundle is not None

@@ -163,6 +163,7 @@ def test_recipes_of_a_real_classifier(tuned: Path, review_splits, tmp_path: Path
 # ---- single options
 
 
+@pytest.mark.slow
 def test_a_fixed_length_pads_every_text_to_it(tuned: Path, review_splits, tmp_path: Path) -> None:
     (bundle,) = made(export(tuned, ["fp32+length=32"], out=tmp_path, calibration=review_splits.train[:20])).values()
     assert {i.shape[1] for i in bundle.manifest.graphs[0].inputs} == {32}
@@ -201,6 +202,7 @@ def test_a_saved_graph_answers_the_same_and_says_so(tuned: Path, bundles, tmp_pa
             np.testing.assert_allclose(saved.logits([text]), plain.logits([text]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_names_of_one_recipe_are_made_once(tuned: Path, tmp_path: Path, monkeypatch) -> None:
     from edgewise.exporter import build
     from edgewise.exporter.quantize import cpu_preset
@@ -275,6 +277,7 @@ def test_weights_that_pytorch_writes_apart_are_the_same_graph(
 # ---- features
 
 
+@pytest.mark.slow
 def test_pooling_is_named_by_the_folder_the_family_or_the_user(minilm: Path, checkpoint, tmp_path: Path) -> None:
     (bundle,) = made(export(checkpoint("bert features"), ["fp32"], out=tmp_path / "a")).values()
     assert bundle.manifest.pooling == "mean"
@@ -311,6 +314,7 @@ def test_features_of_a_padded_batch_are_those_of_single_texts(checkpoint, tmp_pa
     assert cosine(vectors(texts), np.concatenate([vectors([t]) for t in texts])).min() > 0.99999
 
 
+@pytest.mark.slow
 def test_the_body_of_any_checkpoint_gives_features(tuned: Path, tmp_path: Path) -> None:
     (bundle,) = made(export(tuned, ["fp32"], out=tmp_path, task="feature-extraction")).values()
     assert bundle.manifest.task == "feature-extraction"
@@ -332,6 +336,7 @@ def test_recipes_that_need_rows_say_so_before_the_work(tuned: Path, review_split
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_guarded_recipe_tells_what_it_kept_and_what_confirm_says(tuned: Path, review_splits, tmp_path: Path) -> None:
     rows = {"calibration": review_splits.train[:50], "validation": review_splits.val[:150]}
     rows["confirm"] = review_splits.confirm[:100]
@@ -406,6 +411,7 @@ def test_files_that_are_no_bundle_are_not_replaced(tuned: Path, fp32_bundle: Pat
     assert (mine / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_an_opset_that_cannot_be(tuned: Path, tmp_path: Path) -> None:
     for opset in (3, 99):
         with pytest.raises(UserError, match=f"opset {opset} cannot be written: expected 11 to"):

@@ -236,6 +236,7 @@ def _stored_share(fp32: Path, int8: Path) -> float:
     return (numbers(int8, small) - zeros) / numbers(fp32, (onnx.TensorProto.FLOAT,))
 
 
+@pytest.mark.slow
 def test_same_result_twice(loud: Bench) -> None:
     first, second = loud.guard(max_drop=0.01), loud.guard(max_drop=0.01)
     assert [(t.keep, t.drop) for t in first.tried] == [(t.keep, t.drop) for t in second.tried]
@@ -256,6 +257,7 @@ def test_evaluations_are_capped(loud: Bench, cap: int) -> None:
     _check(found, loud, 0.0)
 
 
+@pytest.mark.slow
 def test_unmet_says_so(loud: Bench) -> None:
     """A score that only fp32 keeps: every int8 graph, however little of it is int8, loses a row."""
 

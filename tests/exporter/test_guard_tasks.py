@@ -260,6 +260,7 @@ def test_finds_what_int8_cannot_hold(bases: Callable[[str], Validation], name: s
     assert np.array_equal(_scores(base, again.folder, rows[:40]), _scores(base, made.folder, rows[:40]))
 
 
+@pytest.mark.slow
 def test_masked_tokens_of_real_weights(tmp_path: Path) -> None:
     """RXNMapper's ALBERT as it comes: its layers share their weights, so that they are int8 together or not at all."""
     salts = ("Cl", "Br", "I", "F")
