@@ -12,7 +12,7 @@ from edgewise.pairing import Pairing
 from edgewise.progress import Reporter
 from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Verdict
-from edgewise.units import RELATIVE
+from edgewise.units import QUALITY, RELATIVE, WORST
 
 if TYPE_CHECKING:
     from edgewise.data import Splits
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgewise.profiler import Store, Subject
     from edgewise.search import Search
 
-_QUALITY = ("accuracy", "f1", "perplexity", *RELATIVE)
+_QUALITY = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
 """Metrics that the threads do not change: who fails in one of them fails with any number of threads."""
 
 

@@ -47,7 +47,11 @@ class Pairing:
             return self._of_likelihoods(first, second, metric)
         if metric != "accuracy":
             return None
-        difference = self._correct(first) - self._correct(second)
+        sides = [self._correct(m) for m in (first, second)]
+        # Of tags, accuracy is a share of words, and no row is right or wrong by itself.
+        if any(not len(side) or not _is_mean(side, m) for side, m in zip(sides, (first, second), strict=True)):
+            return None
+        difference = sides[0] - sides[1]
         n = len(difference)
         mean = float(difference.mean())
         # McNemar's setting: the variance of the mean of values in {-1, 0, 1}.
@@ -83,3 +87,9 @@ class Pairing:
             outcomes = self._store.outcomes(number)
             self._right[number] = np.array([o.answer == o.label for o in outcomes], dtype=np.float64)
         return self._right[number]
+
+
+def _is_mean(right: np.ndarray, measurement: Measurement) -> bool:
+    """Whether the accuracy that was measured is the share of rows that are right."""
+    accuracy = measurement.metric("accuracy")
+    return accuracy is not None and accuracy.value is not None and abs(float(right.mean()) - accuracy.value) < 1e-9

@@ -93,13 +93,26 @@ def fit(
 
 
 def check_task(plan: Plan) -> None:
-    """Raise PlanError for a task that `fit` does not choose models for."""
-    if plan.task != "text-classification" or plan.data.problem_type != "single_label_classification":
-        what = plan.task if plan.task != "text-classification" else plan.data.problem_type
-        raise PlanError(
-            f"{plan.path}: `edgewise fit` chooses among models of text-classification with one label a text, not "
-            f"{what}; `edgewise tune {plan.path}` trains and evaluates them"
-        )
+    """Raise PlanError for an objective or a budget that is not measured of the plan's task."""
+    from edgewise.metric_inputs import kind_of
+    from edgewise.metrics import default_metrics
+    from edgewise.units import METRICS, QUALITY, RELATIVE, WORST
+
+    kind = kind_of(plan.task, plan.data.problem_type)
+    what = plan.task if plan.task != "text-classification" else plan.data.problem_type
+    known = default_metrics(plan.task, plan.data.problem_type)
+    if kind == "logprob":
+        known = (*known, "perplexity_ratio")
+    elif kind != "number":  # no two numbers are the same
+        known = (*known, *(name for name in RELATIVE if name != "perplexity_ratio"))
+    for name in (*plan.objective, *(b.metric for b in plan.budgets)):
+        base = name.removeprefix(WORST)
+        if base not in known and (base in QUALITY or base in RELATIVE):
+            raise PlanError(
+                f"{plan.path}: {name} is not measured of {what}, so nothing could meet it; expected one of "
+                f"{', '.join(known)}, or {'ttft_p95' if kind in ('text', 'logprob') else 'p95'}, peak_rss, size and "
+                f"their kin ({len(METRICS)} in docs/plan.md)"
+            )
 
 
 def plan_key(plan: Plan, splits: Splits, *, races: bool = False) -> str:
@@ -140,7 +153,13 @@ def _finished(folder: RunFolder, plan: Plan, key: str) -> FitResult | None:
 def _rows_words(splits: Splits) -> str:
     parts = ", ".join(f"{len(splits.part(p))} {p}" for p in PARTS)
     left_out = f"; {splits.dropped} left out by the plan's rule" if splits.dropped else ""
-    return f"  rows: {parts}; labels: {', '.join(splits.labels)}{left_out}"
+    labels = f"; labels: {_some(splits.labels)}" if splits.labels else ""
+    return f"  rows: {parts}{labels}{left_out}"
+
+
+def _some(labels: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 class _Fit:
@@ -270,7 +289,7 @@ class _Fit:
         """A model that knows other labels than the data would be measured as wrong everywhere."""
         from edgewise.errors import CheckpointError
 
-        if set(bundle.manifest.labels) != set(self.splits.labels):
+        if self.splits.labels and set(bundle.manifest.labels) != set(self.splits.labels):
             raise CheckpointError(
                 f"candidate {candidate.name!r} has labels {list(bundle.manifest.labels)}, the data has "
                 f"{list(self.splits.labels)}: set id2label in its config.json to the data's labels"
@@ -378,11 +397,17 @@ class _Fit:
                 title=f"{self.plan.path.stem}: which model, in which form, on this device?",
                 command=f"edgewise fit {self.plan.path} --out {self.folder.path}",
                 plan=self.folder.plan.read_text(encoding="utf-8") if self.folder.plan.is_file() else "",
-                texts={r.id: r.text for r in self.splits.val},
-                labels=self.splits.labels,
+                texts={r.id: r.text or str(r.image or "") for r in self.splits.val},
+                # Examples of changed answers are shown where an answer is one label.
+                labels=self.splits.labels if self._one_label() else (),
                 bundle=str(next(iter(chosen.values()), "chosen")),
             )
             write_report_files(self.folder, data)
+
+    def _one_label(self) -> bool:
+        from edgewise.metric_inputs import kind_of
+
+        return kind_of(self.plan.task, self.plan.data.problem_type) == "class"
 
     def _prune(self) -> None:
         """Remove the bundles; the chosen one stands in its own folder, and every measurement stays."""

@@ -124,8 +124,9 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_rounds: Annotated[int, Meta(ge=5)] = 10
     seconds: Annotated[float, Meta(gt=0)] = 1.0
     """Timed calls in one round, in seconds."""
-    scenarios: Annotated[tuple[TimedScenario, ...], Meta(min_length=1)] = ("single-stream",)
-    """How queries come: MLPerf's single-stream, multi-stream, offline and server; paced, sustained or generation."""
+    scenarios: tuple[TimedScenario, ...] = ()
+    """How queries come: MLPerf's single-stream, multi-stream, offline and server; paced, sustained or generation. In a
+    plan that was read never empty: unless named, generation for models that write, single-stream for the others."""
     streams: Whole = 8
     """Inputs of a multi-stream query."""
     rate: Annotated[float, Meta(gt=0)] | None = None
@@ -148,10 +149,9 @@ class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
     recipes: Annotated[tuple[str, ...], Meta(min_length=1)]
     devices: Annotated[tuple[DeviceSpec, ...], Meta(min_length=1)] = (DeviceSpec(),)
     budgets: dict[str, str] = field(default_factory=dict)
-    objective: Annotated[tuple[str, ...], Meta(min_length=1)] | Annotated[dict[str, float], Meta(min_length=1)] = (
-        "accuracy",
-        "p95",
-    )
+    objective: (
+        Annotated[tuple[str, ...], Meta(min_length=1)] | Annotated[dict[str, float], Meta(min_length=1)] | None
+    ) = None
     confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.95
     profile: ProfileSpec = ProfileSpec()
     search: SearchMode | None = None
@@ -219,7 +219,7 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     at.unique([r.name for r in recipes], "recipe", "recipes")
     at.unique([d.name for d in parsed.devices], "device", "devices")
     at.unique([c.name for c in parsed.candidates], "candidate", "candidates")
-    at.unique(tuple(parsed.objective), "metric", "objective")
+    at.unique(tuple(parsed.objective or ()), "metric", "objective")
     plan = Plan(
         path=file,
         task=parsed.task,
@@ -229,10 +229,10 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
         devices=_devices(file, parsed.devices, at),
         targets=_targets(parsed.devices, at),
         budgets=budgets,
-        objective=tuple(parsed.objective),
+        objective=_objective(parsed),
         weights=weights,
         confidence=parsed.confidence,
-        profile=parsed.profile,
+        profile=_profile(parsed),
         search=parsed.search,
     )
     _check_task(plan, at)
@@ -244,10 +244,30 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     return plan
 
 
+def _objective(parsed: _PlanFile) -> tuple[str, ...]:
+    """As given; else the first metric of the task, then how fast it is."""
+    if parsed.objective is not None:
+        return tuple(parsed.objective)
+    quick = "token_throughput" if parsed.task in WRITING_TASKS else "p95"
+    if parsed.task not in TRAINED_TASKS:
+        return (quick,)  # the task itself is what is wrong
+    from edgewise.metrics import default_metrics
+
+    return default_metrics(parsed.task, parsed.data.problem_type)[0], quick
+
+
+def _profile(parsed: _PlanFile) -> ProfileSpec:
+    """With the scenario of the task where none is named."""
+    if parsed.profile.scenarios:
+        return parsed.profile
+    usual: TimedScenario = "generation" if parsed.task in WRITING_TASKS else "single-stream"
+    return msgspec.structs.replace(parsed.profile, scenarios=(usual,))
+
+
 def _weights(parsed: _PlanFile, at: Places) -> tuple[float, ...]:
     """Of objectives that are given with them; every objective is checked."""
     if not isinstance(parsed.objective, dict):
-        for i, metric in enumerate(parsed.objective):
+        for i, metric in enumerate(parsed.objective or ()):
             at.guard(check_metric, metric, "objective", i)
         return ()
     for metric, weight in parsed.objective.items():

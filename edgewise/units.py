@@ -129,11 +129,14 @@ METRICS: dict[str, MetricKind] = {
 """Every metric that can be a budget or an objective."""
 
 
+QUALITY: tuple[str, ...] = ("accuracy", "f1", *_quality())
+"""Metrics of what answers are worth, on labelled rows."""
+
 METRICS |= {
     f"{WORST}{name}": MetricKind(
         METRICS[name].unit, METRICS[name].better, f"{name} on the slice of rows where it is worst."
     )
-    for name in ("accuracy", "f1", *_quality())
+    for name in QUALITY
 }
 
 UNITS: dict[str, dict[str, float]] = {

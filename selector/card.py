@@ -14,7 +14,7 @@ from edgewise.selector.report_data import confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
 from edgewise.selector.words import percent
 from edgewise.showing import show
-from edgewise.types import Selection
+from edgewise.types import IMAGE_TASKS, Selection
 from edgewise.units import METRICS, WORST
 
 
@@ -83,7 +83,7 @@ def _what(manifest: Manifest, selection: Selection, data: str) -> list[str]:
 
 
 def _how(manifest: Manifest) -> list[str]:
-    example = "your text here"
+    example = "photo.jpg" if manifest.task in IMAGE_TASKS else "your text here"
     lines = ["## How to run it", "", "With Edgewise (no torch needed), in Python or in a shell:", ""]
     lines += ["```python", "import edgewise", "", f'model = edgewise.load(".", expect="{manifest.content_digest}")']
     lines += [f'print(model("{example}"))', "```", ""]
