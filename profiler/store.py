@@ -104,7 +104,14 @@ class Store:
         try:
             with self._clear_errors():
                 self._db.execute(f"PRAGMA page_size = {_PAGE}")  # of a store that is there it changes nothing
-                if not schema.check(self._db, str(self.path)):
+                # Read as one: another process may be making the tables between two of its questions.
+                self._db.execute("BEGIN")
+                try:
+                    there = schema.check(self._db, str(self.path))
+                finally:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                if not there:
                     self._create()
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
