@@ -18,11 +18,11 @@ import random
 import subprocess
 import sys
 import venv
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from loadgen import run
 
 ROOT = Path(__file__).parents[1]
 LOADGEN = "6.0.17"
@@ -80,7 +80,7 @@ def _single_stream(model: Any, texts: Sequence[str]) -> dict[str, float]:
 
     settings = _settings(lg.TestScenario.SingleStream)
     settings.single_stream_expected_latency_ns = 3_000_000
-    told = _run(settings, texts, lambda samples: [model.predict([texts[s.index]]) for s in samples])
+    told = run(settings, texts, lambda samples: [model.predict([texts[s.index]]) for s in samples])
     return {
         "p50 ms": told["result_50.00_percentile_latency_ns"] / 1e6,
         "p90 ms": told["result_90.00_percentile_latency_ns"] / 1e6,
@@ -95,7 +95,7 @@ def _offline(model: Any, texts: Sequence[str], found: dict[str, dict[str, list[f
     settings = _settings(lg.TestScenario.Offline)
     known = [rate for rates in found.get("offline /s", {}).values() for rate in rates]
     settings.offline_expected_qps = max([*known, 100.0])
-    told = _run(settings, texts, lambda samples: model.predict([texts[s.index] for s in samples]))
+    told = run(settings, texts, lambda samples: model.predict([texts[s.index] for s in samples]))
     return float(told["result_samples_per_second"])
 
 
@@ -106,30 +106,6 @@ def _settings(scenario: Any) -> Any:
     settings.scenario, settings.mode = scenario, lg.TestMode.PerformanceOnly
     settings.min_duration_ms, settings.min_query_count = round(1000 * SECONDS), 1
     return settings
-
-
-def _run(settings: Any, texts: Sequence[str], answer: Any) -> dict[str, Any]:
-    import mlperf_loadgen as lg
-
-    def issue(samples: Any) -> None:
-        answer(samples)
-        done = array("B", [0])
-        at, size = done.buffer_info()
-        lg.QuerySamplesComplete([lg.QuerySampleResponse(s.id, at, size) for s in samples])
-
-    sut = lg.ConstructSUT(issue, lambda: None)
-    qsl = lg.ConstructQSL(len(texts), len(texts), lambda _: None, lambda _: None)
-    with TemporaryDirectory() as folder:
-        output = lg.LogOutputSettings()
-        output.outdir, output.copy_summary_to_stdout = folder, False
-        logging = lg.LogSettings()
-        logging.log_output, logging.enable_trace = output, False
-        lg.StartTestWithLogSettings(sut, qsl, settings, logging)
-        lines = (Path(folder) / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines()
-    lg.DestroyQSL(qsl)
-    lg.DestroySUT(sut)
-    told = [json.loads(line.partition(":::MLLOG ")[2]) for line in lines if ":::MLLOG " in line]
-    return {t["key"]: t["value"] for t in told}
 
 
 # ---- the host

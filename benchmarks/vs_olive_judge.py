@@ -10,11 +10,11 @@ import json
 import random
 import subprocess
 import sys
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from loadgen import run
 
 
 def answerer(graph: str, tokenizer: str, max_length: int) -> Callable[[str], int]:
@@ -49,24 +49,11 @@ def single_stream(answer: Callable[[str], int], texts: Sequence[str], seconds: f
     settings.single_stream_expected_latency_ns = 5_000_000
     settings.sample_index_rng_seed = random.randrange(2**31)
 
-    def issue(samples: Any) -> None:
+    def ask(samples: Any) -> None:
         for sample in samples:
             answer(texts[sample.index])
-        done = array("B", [0])
-        at, size = done.buffer_info()
-        lg.QuerySamplesComplete([lg.QuerySampleResponse(s.id, at, size) for s in samples])
 
-    sut = lg.ConstructSUT(issue, lambda: None)
-    qsl = lg.ConstructQSL(len(texts), len(texts), lambda _: None, lambda _: None)
-    with TemporaryDirectory() as folder:
-        output, logging = lg.LogOutputSettings(), lg.LogSettings()
-        output.outdir, output.copy_summary_to_stdout = folder, False
-        logging.log_output, logging.enable_trace = output, False
-        lg.StartTestWithLogSettings(sut, qsl, settings, logging)
-        lines = (Path(folder) / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines()
-    lg.DestroyQSL(qsl)
-    lg.DestroySUT(sut)
-    told = {t["key"]: t["value"] for t in (json.loads(x.partition(":::MLLOG ")[2]) for x in lines if ":::MLLOG " in x)}
+    told = run(settings, texts, ask)
     found = {f"p{q}": told[f"result_{q}.00_percentile_latency_ns"] / 1e6 for q in (50, 90, 95)}
     return {**found, "calls": float(told["result_query_count"])}
 

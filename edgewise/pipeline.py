@@ -89,7 +89,7 @@ def fit(
         if (done := _finished(folder, plan, key)) is not None:
             say.say(f"this plan was finished before: nothing to do (remove {folder.path} to start anew)")
             return done
-        return _Fit(plan, folder, splits, say, key, keep, minutes if minutes is not None else races).run()
+        return _Fit(plan, folder, splits, say, key, keep, races=races, minutes=minutes).run()
 
 
 def check_task(plan: Plan) -> None:
@@ -173,11 +173,13 @@ class _Fit:
         say: Reporter,
         key: str,
         keep: bool,
-        races: bool | float = False,
+        *,
+        races: bool,
+        minutes: float | None,
     ) -> None:
-        """races: measure as much as the choice needs; a number: in so many minutes."""
+        """races: measure as much as the choice needs, in so many minutes where they are limited."""
         self.plan, self.folder, self.splits, self.say, self.key, self.keep = plan, folder, splits, say, key, keep
-        self.races = races
+        self.races, self.minutes = races, minutes
         self.failed: dict[str, str] = {}
         self.trained: dict[str, TuneResult] = {}
 
@@ -348,10 +350,9 @@ class _Fit:
         """What measures as much as the choice needs; None where everything is measured."""
         from edgewise.search import Search
 
-        if self.races is False or not subjects:
+        if not self.races or not subjects:
             return None
-        minutes = None if self.races is True else float(self.races)
-        return Search(self.plan, store, subjects, self.splits, self.folder.rounds, self.say, minutes)
+        return Search(self.plan, store, subjects, self.splits, self.folder.rounds, self.say, self.minutes)
 
     def _select(self, store: Store, subjects: Sequence[Subject], search: Search | None) -> tuple[Selection, ...]:
         from edgewise.confirm import Confirmer

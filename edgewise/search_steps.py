@@ -23,17 +23,6 @@ SECONDS = 0.2
 """Timed calls of a look."""
 
 
-@dataclass(frozen=True)
-class LookRule:
-    """The rounds of a look."""
-
-    min_rounds: int
-    max_rounds: int
-    percentile: str = "p50"
-    width: float = 0.05
-    seconds: float = SECONDS
-
-
 @dataclass
 class Steps:
     """Measures single steps of one plan's search, into its store."""
@@ -77,13 +66,15 @@ class Steps:
         return self.prints
 
     def look(self, points: Mapping[str, Known], step: Step) -> dict[str, Known]:
+        from edgewise.profiler.rounds import Rounds
+
         news: dict[str, Known] = {}
         for keys, rounds in (
             ([k for k in step.keys if k in step.twice], 2),
             ([k for k in step.keys if k not in step.twice], 1),
         ):
             if keys:
-                spec = LookRule(rounds, rounds)
+                spec = Rounds("p50", min_rounds=rounds, max_rounds=rounds, seconds=SECONDS)
                 news |= self._timed(points, keys, stage="look", spec=spec, level=self.rules.level)
         return news
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgewise.errors import PlanError, StoreError
+from edgewise.errors import PlanError
 from edgewise.rundir import RunFolder, store_path
 
 if TYPE_CHECKING:
@@ -115,26 +114,10 @@ def _texts(args: argparse.Namespace, store: Store) -> tuple[dict[str, str], dict
 
 def _selections(args: argparse.Namespace, store: Store) -> tuple[Selection, ...]:
     """Of a run folder: as `fit` chose and confirmed. Of a store, or with budgets: chosen now."""
-    from edgewise.pairing import Pairing
-    from edgewise.profiler import entries
     from edgewise.results import read_selections
-    from edgewise.selector import select_by_device
-    from edgewise.units import parse_budget, parse_objective
+    from edgewise.verbs_select import asked_of, choose
 
     run = Path(args.run)
     if run.is_dir() and not args.budget:
         return read_selections(RunFolder(run).selection)
-    budgets: list[Any] = [parse_budget(b) for b in args.budget]
-    objective, weights = parse_objective(args.objective)
-    found = entries(store, machine=args.machine, say=lambda words: print(f"note: {words}", file=sys.stderr))
-    if not found:
-        raise StoreError(f"{args.run} holds no measurements to choose from: `edgewise profile` makes some")
-    targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
-    return select_by_device(
-        found,
-        budgets,
-        objective,
-        confidence=args.confidence,
-        paired=Pairing(store, targets, machine=args.machine),
-        weights=weights,
-    )
+    return choose(store, asked_of(args), args.machine)

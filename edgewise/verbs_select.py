@@ -48,12 +48,11 @@ def run_select(args: argparse.Namespace) -> int:
     from edgewise.profiler import Store
     from edgewise.profiler.shortlist import LARGE
     from edgewise.selector import joint_json, one_for_all, to_json
-    from edgewise.units import parse_budget, parse_objective
 
-    asked = Asked(tuple(parse_budget(b) for b in args.budget), *parse_objective(args.objective), args.confidence)
+    asked = asked_of(args)
     with Store(store_path(args.store)) as store:
         large = store.last() > LARGE and not args.all
-        selections = _from_large(args, store, asked) if large else _from_all(args, store, asked)
+        selections = _from_large(args, store, asked) if large else choose(store, asked, args.machine, args.device)
     if args.json:
         joint = one_for_all(selections)
         shared = {"one_for_all": joint_json(joint)} if joint else {}
@@ -73,21 +72,29 @@ class Asked:
     confidence: float
 
 
-def _from_all(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[Selection, ...]:
+def asked_of(args: argparse.Namespace) -> Asked:
+    """From --budget, --objective and --confidence. Raises PlanError."""
+    from edgewise.units import parse_budget, parse_objective
+
+    return Asked(tuple(parse_budget(b) for b in args.budget), *parse_objective(args.objective), args.confidence)
+
+
+def choose(store: Store, asked: Asked, machine: str | None = None, device: str | None = None) -> tuple[Selection, ...]:
+    """One selection a device, of all that stands in a store. Raises StoreError where that is nothing."""
     from edgewise.pairing import Pairing
     from edgewise.profiler import entries
     from edgewise.selector import select_by_device
 
-    found = entries(store, machine=args.machine, say=_note)
-    if args.device is not None:
-        _check_device(args.device, {e.target.device for e in found if e.target is not None})
-        found = [e for e in found if e.target is None or e.target.device == args.device]
+    found = entries(store, machine=machine, say=_note)
+    if device is not None:
+        _check_device(device, {e.target.device for e in found if e.target is not None})
+        found = [e for e in found if e.target is None or e.target.device == device]
     if not found:
-        raise StoreError(f"{args.store} holds no measurements to choose from: `edgewise profile` makes some")
+        raise StoreError(f"{store.path} holds no measurements to choose from: `edgewise profile` makes some")
     targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
     return select_by_device(
         found, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights,
-        paired=Pairing(store, targets, machine=args.machine),
+        paired=Pairing(store, targets, machine=machine),
     )  # fmt: skip
 
 
