@@ -154,7 +154,9 @@ def judged(first: Recorded, second: Recorded, number: int) -> dict[str, Any]:
         key = _key(found.run())
         replays.append(
             {
-                "choice": key, "as_first_run": key == base, **against(second, case, key, best), **found.counts(),
+                "choice": key, "as_first_run": key == base,
+                "as_first_run_or_tied": against(first, case, key, base)["same_or_tied"],
+                **against(second, case, key, best), **found.counts(),
                 "seconds": found.cost, "whole_s": first.whole_cost(), "speedup": first.whole_cost() / found.cost,
             }
         )  # fmt: skip
@@ -234,19 +236,25 @@ class Replay:
         return {"looks": self.done["look"], "answers": self.done["answer"], "in_full": full}
 
     def _act(self, step: Step) -> dict[str, Known]:
-        self.done[step.kind] += len(step.keys)
+        self.done[step.kind] += sum(self._processes(key, step) for key in step.keys)
         news = {"look": self._look, "answer": self._answer, "measure": self._measure}[step.kind](step)
         self.points |= news
         self.points |= with_bounds(self.points, self.rules.level)
         return self.points
 
+    def _processes(self, key: str, step: Step) -> int:
+        """Of one point in one step; a full measurement counts as one."""
+        so_far = len(self.points[key].times)
+        return 1 if step.kind != "look" else so_far or (2 if key in step.twice else 1)
+
     def _look(self, step: Step) -> dict[str, Known]:
         news = {}
         for key in step.keys:
             p = self.run_.points[key]
-            rounds = [(self.offset + i) % len(p.times) for i in range(2 if key in step.twice else 1)]
+            so_far = len(self.points[key].times)
+            rounds = [(self.offset + i) % len(p.times) for i in range(so_far + self._processes(key, step))]
             times = tuple(_beginning(p.times[r]) for r in rounds)
-            self.cost += sum(p.beside + float(t.sum()) for t in times)
+            self.cost += sum(p.beside + float(t.sum()) for t in times[so_far:])
             numbers = {
                 name: mean_bounds([values[r] for r in rounds], self.rules.level).as_metric(name, unit, self.rules.level)
                 for name, unit, values in (("startup", "s", p.startups), ("peak_rss", "B", p.peaks))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGE = 20_000
 """Measurements from which a store is not read whole."""
-MOST = 50_000
+MOST = 25_000
 """Points that are read with their bounds, the best by the first objective."""
 _FEW = 3000
 """Bundles up to which each is looked up by itself."""

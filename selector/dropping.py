@@ -72,9 +72,32 @@ def _beaten(board: Board, a: int, p: int) -> str | None:
     for column in range(len(board.names)):
         if words := _surely_ahead(board, column, a, p):
             return f"{_start(board.items[p])}: {words}{_before(board, column)}"
-        if not _stays_with(board, column, a, p):
+        if not _stays_with(board, column, a, p) and not (board.rules.settle and _settles(board, column, a, p)):
             return None
+    if board.rules.settle:
+        names = " and ".join(n for of_column in board.names for n in of_column)
+        return f"{_start(board.items[p])}: in {names} it is at best tied with {_who(board, a)}"
     return _no_better(board, a, p)
+
+
+def _settles(board: Board, column: int, a: int, p: int) -> bool:
+    """Whether the incumbent is surely tied with p, in the last objective, or with whoever may lead, in one before."""
+    last = column == len(board.names) - 1
+    if "answers" in board.sources(column):  # compared row by row, when all rows are answered
+        return last and board.exact(column, p) and board.real.gap(column, p, a).tied
+    real, hope = board.real.columns[column], board.hope[column]
+    rivals = [p] if last else _open_or_incumbent(board)
+    best = max(float(hope[i]) for i in rivals)
+    if not math.isfinite(best):
+        return False
+    # What p would be measured to in full is not known: as narrow as the narrowest so far.
+    widths = (float(real.worse[i] / abs(real.score[i])) for i, k in enumerate(board.items) if k.full and real.score[i])
+    narrowest = 0.0 if board.rules.weights else min((w for w in widths if math.isfinite(w)), default=0.0)
+    return best - float(real.score[a]) <= math.hypot(float(real.better[a]), narrowest * abs(best))
+
+
+def _open_or_incumbent(board: Board) -> list[int]:
+    return [i for i, k in enumerate(board.items) if not k.full or i in board.incumbents]
 
 
 def _no_better(board: Board, a: int, p: int) -> str | None:

@@ -86,10 +86,15 @@ class Rules:
     """Rows of a full measurement of the answers."""
     part: tuple[int, ...] = ()
     """Places of the rows that are answered first; none: all are answered at once."""
-    batch: int = 4
+    batch: int = 2
     """Points that are measured in full together."""
     twice: int = 6
     """Looks in two processes, which tell how far processes lie apart; later ones are one process."""
+    looks: int = 4
+    """Processes in which a point is looked at, at most, before it is measured in full."""
+    settle: bool = True
+    """Whether a point need not be measured in full that is at best tied with one that was: the choice is then that of
+    measuring everything, or tied with it."""
 
     @property
     def references(self) -> dict[str, str]:

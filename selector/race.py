@@ -33,9 +33,10 @@ class Step:
 
     kind: Literal["look", "answer", "measure", "done"]
     keys: tuple[str, ...] = ()
-    """Of the points; of an answer one for each that answers differently."""
+    """Of the points; of an answer one for each that answers differently. A look at what was looked at before is as many
+    processes more as there are."""
     twice: tuple[str, ...] = ()
-    """Those of a look that are looked at in two processes."""
+    """Those of a first look that are looked at in two processes."""
     part: bool = False
     """An answer to some of the rows alone."""
 
@@ -73,7 +74,6 @@ def race(
     """
     points, dropped, needed = dict(points), dict[str, str](), set[str]()
     memo: dict[tuple[str, str], tuple[float, float]] = {}
-    last = Step("done")
     while True:
         board = Board(points, rules, exclude, dropped, needed, memo)
         new = drops(board)
@@ -84,15 +84,18 @@ def race(
             needed.add(spoiler)
             del dropped[spoiler]
             continue
-        # A step that is asked for again brought nothing.
-        news = None if step.kind == "done" or step == last else act(step)
-        last = step
-        if news is not None:
+        news = None if step.kind == "done" else act(step)
+        if news is not None and any(_depth(news[key]) != _depth(points[key]) for key in news if key in points):
             points |= news
         elif step.kind in ("done", "measure") or hurry:
             return RaceEnd(points, dropped, tuple(k.entry.key for k in board.open(dropped)))
         else:
             hurry = True  # no time for a cheap step: what is known must do
+
+
+def _depth(known: Known) -> tuple[str, str, str, int]:
+    """How much is known of a point: a step that leaves all points as they were brought nothing."""
+    return known.entry.status, known.answered, known.timed, len(known.times)
 
 
 def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) -> Step:
@@ -114,6 +117,8 @@ def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) 
         if partly and not hurry:
             return _answer(board, partly, part=False)
     pool = sorted(pool, key=lambda i: (-float(board.guess[-1][i]), int(board.real.order[i])))
+    if board.incumbents and not hurry and (again := _look_again(board, pool)):
+        return again
     return _finish(board, pool[: 1 if hurry else board.rules.batch], hurry)
 
 
@@ -151,6 +156,17 @@ def _finish(board: Board, top: list[int], hurry: bool) -> Step:
     if unanswered := [i for i in top if board.items[i].answered != "full"]:
         return _answer(board, unanswered if hurry else _with_siblings(board, unanswered), part=False)
     return Step("measure", tuple(board.items[i].entry.key for i in top))
+
+
+def _look_again(board: Board, pool: list[int]) -> Step | None:
+    """As many processes more of those that were looked at in the fewest: ten looks cost what one of them costs in
+    full, and processes, not calls, are what a look has too few of."""
+    used = {source_of(n) for names in board.names for n in names} | {source_of(b.metric) for b in board.rules.budgets}
+    few = [i for i in pool if board.items[i].timed == "part" and 0 < len(board.items[i].times) < board.rules.looks]
+    if "look" not in used or not few:
+        return None
+    fewest = min(len(board.items[i].times) for i in few)
+    return Step("look", tuple(board.items[i].entry.key for i in few if len(board.items[i].times) == fewest))
 
 
 def _with_siblings(board: Board, points: list[int]) -> list[int]:

@@ -65,18 +65,29 @@ def check_metric(name: str, goal: Goal, rows: Sequence[Row]) -> None:
             raise DataError(f"metric {name!r}, tried with all {len(right)} val rows answered right: {one.why}")
 
 
-def check_fit(model: Any, processor: Any, rows: Sequence[Row], spec: TuneSpec, goal: Goal) -> tuple[str, ...]:
-    """What is wrong is an error now, not an hour in; what is only suspicious comes back as warnings."""
+def check_fit(
+    model: Any, processor: Any, rows: Sequence[Row], spec: TuneSpec, goal: Goal, *, fresh: bool = False
+) -> tuple[str, ...]:
+    """What is wrong is an error now, not an hour in; what is only suspicious comes back as warnings.
+
+    fresh: the model has no weights yet.
+    """
     if goal.task == "image-classification":
         return ()
     _check_length(model.config, spec)
+    warnings, longest = [], longest_input(model.config)
+    if fresh and goal.task == "text-generation" and longest is not None and spec.max_length < longest:
+        warnings.append(
+            f"of the {longest} positions of the config {spec.max_length} are trained, and what stands further on is "
+            f"guessed badly: let it run with `max_length: [{spec.max_length}]`, or train with max_length {longest}"
+        )
     share = unknown_share(rows, processor)
-    if share < UNKNOWN_WARNING:
-        return ()
-    return (
-        f"{share:.0%} of the tokens of the training text are unknown to the tokenizer ({processor.unk_token}): "
-        "it was made for other text (another language, perhaps); take a model whose tokenizer knows this one",
-    )
+    if share >= UNKNOWN_WARNING:
+        warnings.append(
+            f"{share:.0%} of the tokens of the training text are unknown to the tokenizer ({processor.unk_token}): "
+            "it was made for other text (another language, perhaps); take a model whose tokenizer knows this one"
+        )
+    return tuple(warnings)
 
 
 def _check_length(config: Any, spec: TuneSpec) -> None:

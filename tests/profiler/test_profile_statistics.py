@@ -174,3 +174,11 @@ def test_a_level_that_is_none_is_refused(level: float) -> None:
 def test_no_calls_is_an_error() -> None:
     with pytest.raises(EdgewiseError, match="at least one call"):
         percentile_bounds([np.array([1.0]), np.array([])], 0.5, 0.95)
+
+
+def test_two_processes_far_apart_bound_nothing_from_above() -> None:
+    """At 99.9% Student's t of two processes is 318: the bound is beyond what a number can hold."""
+    found = percentile_bounds([np.full(40, 1e-3), np.full(40, 0.5)], 0.95, 0.999)
+    assert found.high is None
+    assert found.low == pytest.approx(0.0, abs=1e-9)
+    assert found.as_metric("p95", "s", 0.999).level == 0.999

@@ -245,6 +245,16 @@ def test_unknown_script_is_a_warning_with_its_share(tmp_path: Path) -> None:
     assert known.warnings == ()
 
 
+def test_positions_that_are_not_trained_are_a_warning(tmp_path: Path) -> None:
+    case = CASES["gpt text"]
+    first = tune(EXAMPLES / "bible-gpt", case.rows, (), spec(case, "full"), out=tmp_path / "m", task=case.task)
+    assert len(first.warnings) == 1
+    assert "of the 256 positions of the config 16 are trained" in first.warnings[0]
+    assert "`max_length: [16]`" in first.warnings[0]
+    again = tune(first.path, case.rows, (), spec(case, "full"), out=tmp_path / "again", task=case.task)
+    assert again.warnings == ()  # its weights may know the rest
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1x1"])
 def test_images_of_every_mode_train(tmp_path: Path, mode: str) -> None:
     file = BytesIO()
