@@ -10,7 +10,7 @@ from edgewise.profiler.joining import latest
 from edgewise.profiler.store import Store
 from edgewise.showing import show, show_fact
 from edgewise.types import SCENARIOS, Measurement, Metric
-from edgewise.units import METRICS, PERCENTILES
+from edgewise.units import METRICS, PERCENTILES, QUALITY, RELATIVE, WORST
 
 _MACHINE = (
     "machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "mhz", "mhz_max", "celsius", "memory",
@@ -18,10 +18,7 @@ _MACHINE = (
 )  # fmt: skip
 _STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
 _MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "size")
-_ANSWERS = (
-    "accuracy", "f1", "perplexity", "worst_slice_accuracy", "worst_slice_perplexity", "accuracy_drop",
-    "perplexity_ratio", "changed_answers", "agreement",
-)  # fmt: skip
+_ANSWERS = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
 _MOST_TYPES, _MOST_INPUTS = 5, 6
 
 

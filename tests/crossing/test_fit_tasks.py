@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from edgewise.data import Splits
 from edgewise.errors import PlanError
 from edgewise.pipeline import check_task
 from edgewise.plan import read_plan
+from edgewise.profiler import Store
+from edgewise.profiler.hardware_report import hardware_report
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 PROFILE = "{percentile: p50, min_rounds: 5, max_rounds: 5, seconds: 0.05, width: 0.3, new_tokens: 4}"
@@ -81,6 +84,14 @@ def test_fit_chooses_and_confirms_by_the_metrics_of_the_task(task: str, tmp_path
     with edgewise.load(out / "chosen") as model:
         assert model.check().passed
     assert main(["fit", str(tmp_path / "plan.yaml"), "--out", str(out)]) == 0  # found finished
+    with Store(out / "measurements.sqlite") as store:
+        told = hardware_report(store, "here")
+    explained = set(re.findall(r"^- \*\*(.+?)\*\*: ", told, re.MULTILINE))
+    heads = [line for line in told.splitlines() if line.startswith("| bundle |")]
+    columns = {name.strip() for line in heads for name in line.split("|")}
+    assert objective[0].replace("_", " ") in explained
+    # No number is explained that is not there.
+    assert {name.removeprefix("startup ") for name in explained} <= columns
 
 
 @pytest.mark.slow
