@@ -138,7 +138,9 @@ def _ahead_by_values(board: Board, column: int, a: int, p: int) -> str | None:
 
 def _ahead_by_bounds(board: Board, column: int, a: int, p: int) -> str | None:
     hope, real = float(board.hope[column][p]), board.real.columns[column]
-    noise = math.hypot(float(real.worse[a]), width_in_full(board, column, a))
+    score = abs(float(real.score[a]))
+    longer = max(1.0, abs(hope) / score) if score and math.isfinite(hope) else 1.0  # what takes longer spreads wider
+    noise = math.hypot(float(real.worse[a]), longer * width_in_full(board, column, a))
     if not (math.isfinite(hope) and float(real.score[a]) - hope > noise):
         return None
     level, (name, *more) = board.rules.level, board.names[column]
