@@ -236,23 +236,19 @@ class Replay:
         return {"looks": self.done["look"], "answers": self.done["answer"], "in_full": full}
 
     def _act(self, step: Step) -> dict[str, Known]:
-        self.done[step.kind] += sum(self._processes(key, step) for key in step.keys)
+        looks = [step.processes(key, len(self.points[key].times)) for key in step.keys]
+        self.done[step.kind] += sum(looks) if step.kind == "look" else len(step.keys)
         news = {"look": self._look, "answer": self._answer, "measure": self._measure}[step.kind](step)
         self.points |= news
         self.points |= with_bounds(self.points, self.rules.level)
         return self.points
-
-    def _processes(self, key: str, step: Step) -> int:
-        """Of one point in one step; a full measurement counts as one."""
-        so_far = len(self.points[key].times)
-        return 1 if step.kind != "look" else so_far or (2 if key in step.twice else 1)
 
     def _look(self, step: Step) -> dict[str, Known]:
         news = {}
         for key in step.keys:
             p = self.run_.points[key]
             so_far = len(self.points[key].times)
-            rounds = [(self.offset + i) % len(p.times) for i in range(so_far + self._processes(key, step))]
+            rounds = [(self.offset + i) % len(p.times) for i in range(so_far + step.processes(key, so_far))]
             times = tuple(_beginning(p.times[r]) for r in rounds)
             self.cost += sum(p.beside + float(t.sum()) for t in times[so_far:])
             numbers = {

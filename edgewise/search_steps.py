@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.arrival import arrivals_of
 from edgewise.progress import Reporter
-from edgewise.student import student_quantile
 from edgewise.types import Entry, Measurement, Metric
 from edgewise.units import RELATIVE
 
@@ -74,7 +72,7 @@ class Steps:
         groups: dict[tuple[int, int], list[str]] = {}  # (processes so far, processes now) -> keys
         for key in step.keys:
             so_far = len(points[key].times)
-            groups.setdefault((so_far, so_far or (2 if key in step.twice else 1)), []).append(key)
+            groups.setdefault((so_far, step.processes(key, so_far)), []).append(key)
         for (so_far, rounds), keys in groups.items():
             spec = Rounds("p50", min_rounds=rounds, max_rounds=rounds, seconds=SECONDS)
             # Another seed: other rows, and another measurement than the look before.
@@ -104,7 +102,7 @@ class Steps:
     def _with_times(self, known: Known, measured: Sequence[Measurement], full: bool) -> Known:
         import numpy as np
 
-        from edgewise.selector.look import MEMORY, STARTUP
+        from edgewise.selector.look import MEMORY, STARTUP, both_means
 
         if failed := [m.reason for m in measured if m.status == "failed"]:
             return replace(known, entry=replace(known.entry, status="failed", reason="; ".join(failed)))
@@ -113,7 +111,7 @@ class Steps:
         times = tuple(np.array(s.ns, dtype=np.float64) / 1e9 for s in self.store.samples(single.id or 0))
         if not full:
             had, level = known.numbers, self.rules.level
-            numbers = {n: pooled(had.get(n), metrics[n], level) for n in (*STARTUP, *MEMORY) if n in metrics}
+            numbers = {n: both_means(had.get(n), metrics[n], level) for n in (*STARTUP, *MEMORY) if n in metrics}
             return replace(known, timed="part", times=(*known.times, *times), numbers=numbers)
         entry = replace(known.entry, metrics={**known.entry.metrics, **metrics})
         return replace(known, entry=entry, timed="full", times=times)
@@ -174,22 +172,3 @@ def target_text(entry: Entry) -> str:
     """'here: cpu, 1 thread'."""
     assert entry.target is not None
     return entry.target.text()
-
-
-def pooled(one: Metric | None, other: Metric, level: float) -> Metric:
-    """The mean over the processes of both, where each is a mean over its own with Student's bounds at `level`."""
-    if one is None or one.value is None or other.value is None:
-        return other
-    n = one.n + other.n
-    mean = (one.n * one.value + other.n * other.value) / n
-    squares = sum(m.n * (m.value - mean) ** 2 + _squares(m, level) for m in (one, other) if m.value is not None)
-    half = student_quantile(level, n - 1) * math.sqrt(squares / (n - 1) / n)
-    return replace(other, value=mean, low=mean - half, high=mean + half, level=level, n=n, why="")
-
-
-def _squares(metric: Metric, level: float) -> float:
-    """The squared distances of the processes from their mean; 0 of one process."""
-    if metric.n < 2 or metric.high is None or metric.value is None:
-        return 0.0
-    deviation = (metric.high - metric.value) / student_quantile(level, metric.n - 1) * math.sqrt(metric.n)
-    return (metric.n - 1) * deviation**2

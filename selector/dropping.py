@@ -72,7 +72,8 @@ def _beaten(board: Board, a: int, p: int) -> str | None:
     for column in range(len(board.names)):
         if words := _surely_ahead(board, column, a, p):
             return f"{_start(board.items[p])}: {words}{_before(board, column)}"
-        if not _stays_with(board, column, a, p) and not (board.rules.settle and _settles(board, column, a, p)):
+        last = column == len(board.names) - 1
+        if not _stays_with(board, column, a, p) and not (last and board.rules.settle and _settled(board, a, p)):
             return None
     if board.rules.settle:
         names = " and ".join(n for of_column in board.names for n in of_column)
@@ -80,24 +81,16 @@ def _beaten(board: Board, a: int, p: int) -> str | None:
     return _no_better(board, a, p)
 
 
-def _settles(board: Board, column: int, a: int, p: int) -> bool:
-    """Whether the incumbent is surely tied with p, in the last objective, or with whoever may lead, in one before."""
-    last = column == len(board.names) - 1
-    if "answers" in board.sources(column):  # compared row by row, when all rows are answered
-        return last and board.exact(column, p) and board.real.gap(column, p, a).tied
-    real, hope = board.real.columns[column], board.hope[column]
-    rivals = [p] if last else _open_or_incumbent(board)
-    best = max(float(hope[i]) for i in rivals)
-    if not math.isfinite(best):
+def _settled(board: Board, a: int, p: int) -> bool:
+    """Whether the incumbent is surely tied with p in the last objective, however good p may be there."""
+    if "answers" in board.sources(-1):  # compared row by row, when all rows are answered
+        return board.exact(-1, p) and board.real.gap(len(board.names) - 1, p, a).tied
+    real, hope = board.real.columns[-1], float(board.hope[-1][p])
+    if not math.isfinite(hope):
         return False
     # What p would be measured to in full is not known: as narrow as the narrowest so far.
-    widths = (float(real.worse[i] / abs(real.score[i])) for i, k in enumerate(board.items) if k.full and real.score[i])
-    narrowest = 0.0 if board.rules.weights else min((w for w in widths if math.isfinite(w)), default=0.0)
-    return best - float(real.score[a]) <= math.hypot(float(real.better[a]), narrowest * abs(best))
-
-
-def _open_or_incumbent(board: Board) -> list[int]:
-    return [i for i, k in enumerate(board.items) if not k.full or i in board.incumbents]
+    noise = math.hypot(float(real.better[a]), board.narrowest * abs(hope))
+    return hope - float(real.score[a]) <= noise
 
 
 def _no_better(board: Board, a: int, p: int) -> str | None:
@@ -138,10 +131,9 @@ def _ahead_by_values(board: Board, column: int, a: int, p: int) -> str | None:
 
 def _ahead_by_bounds(board: Board, column: int, a: int, p: int) -> str | None:
     hope, real = float(board.hope[column][p]), board.real.columns[column]
-    score = abs(float(real.score[a]))
-    longer = max(1.0, abs(hope) / score) if score and math.isfinite(hope) else 1.0  # what takes longer spreads wider
-    noise = math.hypot(float(real.worse[a]), longer * width_in_full(board, column, a))
-    if not (math.isfinite(hope) and float(real.score[a]) - hope > noise):
+    if not math.isfinite(hope):
+        return None
+    if not float(real.score[a]) - hope > math.hypot(float(real.worse[a]), width_in_full(board, column, a, hope)):
         return None
     level, (name, *more) = board.rules.level, board.names[column]
     if more:
@@ -155,15 +147,17 @@ def _ahead_by_bounds(board: Board, column: int, a: int, p: int) -> str | None:
     return f"{_at_least(mine, best, level)}, against {show(theirs.value, theirs.unit)} of {_who(board, a)}"
 
 
-def width_in_full(board: Board, column: int, a: int) -> float:
-    """Half the interval that p will be left with when it is measured in full: at least that of the incumbent; of the
-    time of calls what the rule of rounds allows."""
+def width_in_full(board: Board, column: int, a: int, score: float) -> float:
+    """Half the interval that a rival of this score will be left with when it is measured in full: at least that of the
+    incumbent; of the time of calls what the rule of rounds allows. What takes longer spreads wider."""
     real, rules, names = board.real.columns[column], board.rules, board.names[column]
-    own = max(float(real.worse[a]), float(real.better[a]))
+    own, mine = max(float(real.worse[a]), float(real.better[a])), abs(float(real.score[a]))
     if rules.weights:
         shares = zip(names, rules.weights, strict=True)
-        return max(own, math.hypot(*(w * rules.width for n, w in shares if n in _CALLS)))
-    return max(own, rules.width * abs(float(real.score[a])) if names[0] in _CALLS else 0.0)
+        least = math.hypot(*(w * rules.width for n, w in shares if n in _CALLS))
+    else:
+        least = rules.width * mine if names[0] in _CALLS else 0.0
+    return max(own, least) * (max(1.0, abs(score) / mine) if mine else 1.0)
 
 
 def _paired_part(board: Board, column: int, a: int, p: int) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgewise.student import student_quantile
@@ -74,12 +74,32 @@ def spread_of_numbers(kind: str, metrics: Iterable[Metric]) -> Spread:
     """
     squares, freedom = 0.0, 0
     for m in metrics:
-        if m.value is None or m.high is None or m.level is None or m.n < 2 or m.value <= 0 or m.level <= 0.5:
+        own = _squares(m)
+        if own is None or m.value is None or m.value <= 0:
             continue
-        deviation = (m.high - m.value) / student_quantile(m.level, m.n - 1) * math.sqrt(m.n)
-        squares += (m.n - 1) * (deviation / m.value) ** 2
+        squares += own / m.value**2
         freedom += m.n - 1
     return _pooled(kind, squares, freedom)
+
+
+def both_means(one: Metric | None, other: Metric, level: float) -> Metric:
+    """The mean over the processes of both, with Student's bounds at `level`, where each is such a mean over its own."""
+    if one is None or one.value is None or other.value is None:
+        return other
+    n = one.n + other.n
+    mean = (one.n * one.value + other.n * other.value) / n
+    between = one.n * (one.value - mean) ** 2 + other.n * (other.value - mean) ** 2
+    squares = between + (_squares(one) or 0.0) + (_squares(other) or 0.0)
+    half = student_quantile(level, n - 1) * math.sqrt(squares / (n - 1) / n)
+    return replace(other, value=mean, low=mean - half, high=mean + half, level=level, n=n, why="")
+
+
+def _squares(m: Metric) -> float | None:
+    """The squared distances of the processes from their mean, from its Student's bounds; None where it has none."""
+    if m.value is None or m.high is None or m.level is None or m.n < 2 or m.level <= 0.5:
+        return None
+    deviation = (m.high - m.value) / student_quantile(m.level, m.n - 1) * math.sqrt(m.n)
+    return (m.n - 1) * deviation**2
 
 
 def _pooled(kind: str, squares: float, freedom: int) -> Spread:

@@ -40,6 +40,10 @@ class Step:
     part: bool = False
     """An answer to some of the rows alone."""
 
+    def processes(self, key: str, so_far: int) -> int:
+        """In how many processes a look looks at a point that was looked at in `so_far` before."""
+        return so_far or (2 if key in self.twice else 1)
+
 
 @dataclass(frozen=True)
 class RaceEnd:
@@ -127,7 +131,8 @@ def _may_tie(board: Board, column: int, leader: int, i: int) -> bool:
     if board.exact(column, leader) and board.exact(column, i):
         return board.real.gap(column, leader, i).tied
     best = float(board.guess[column][leader])
-    return float(board.hope[column][i]) >= best - (width_in_full(board, column, leader) if math.isfinite(best) else 0)
+    width = width_in_full(board, column, leader, best) if math.isfinite(best) else 0.0
+    return float(board.hope[column][i]) >= best - width
 
 
 def _missing(board: Board, column: int, pool: list[int]) -> Step | None:

@@ -16,14 +16,13 @@ from scipy import stats
 from edgewise.paired import paired_drop
 from edgewise.profiler.proportions import wilson_bounds
 from edgewise.profiler.statistics import mean_bounds, percentile_bounds
-from edgewise.search_steps import pooled
 from edgewise.selector import near_misses, select
 from edgewise.selector.board import Board
 from edgewise.selector.budgets import check_budget
 from edgewise.selector.contest import set_up
 from edgewise.selector.dropping import drops, leader_in_the_way
 from edgewise.selector.known import Known, Rules, with_bounds
-from edgewise.selector.look import Spread, bounds_of_look, rank_below, spread_of_numbers, spread_of_times
+from edgewise.selector.look import Spread, both_means, bounds_of_look, rank_below, spread_of_numbers, spread_of_times
 from edgewise.selector.race import RaceEnd, Step, race
 from edgewise.selector.unmeasured import with_unmeasured
 from edgewise.types import Entry, Metric, RunSettings, Selection, Target
@@ -47,6 +46,7 @@ class World:
     objective: tuple[str, ...] = ("accuracy", "p95")
     weights: tuple[float, ...] = ()
     part: tuple[int, ...] = PART
+    settle: bool = True
     done: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class World:
     @property
     def rules(self) -> Rules:
         budgets = [parse_budget(b) for b in self.budgets]
-        return Rules(budgets, self.objective, self.weights, LEVEL, rows=ROWS, part=self.part)
+        return Rules(budgets, self.objective, self.weights, LEVEL, rows=ROWS, part=self.part, settle=self.settle)
 
     def paired(self, a: Entry, b: Entry, metric: str) -> tuple[float, float] | None:
         if metric != "accuracy":
@@ -157,9 +157,8 @@ class World:
             else:
                 had = points[key]
                 so_far = len(had.times)
-                more = so_far or (2 if key in step.twice else 1)
-                numbers, times = self._timed(at[key], more, 60, salt=2 + so_far)
-                numbers = {n: pooled(had.numbers.get(n), m, LEVEL) for n, m in numbers.items()}
+                numbers, times = self._timed(at[key], step.processes(key, so_far), 60, salt=2 + so_far)
+                numbers = {n: both_means(had.numbers.get(n), m, LEVEL) for n, m in numbers.items()}
                 news[key] = replace(had, timed="part", times=(*had.times, *times), numbers=numbers)
         return news | with_bounds({**points, **news}, 0.999)
 
@@ -174,17 +173,19 @@ BUDGETS = (
 OBJECTIVES = (("accuracy", "p95"), ("p95", "accuracy"), ("size",), ("peak_rss", "accuracy"))
 
 
-def lost_worlds(objective: tuple[str, ...], seeds: range) -> tuple[list[int], float]:
-    """(seeds of worlds in which the race chose what measuring everything neither chooses nor calls tied, share of
-    points not measured in full)."""
+def lost_worlds(objective: tuple[str, ...], seeds: range, settle: bool) -> tuple[list[int], float]:
+    """(seeds of worlds in which the race chose what measuring everything does not choose, nor calls tied where that
+    settles it, share of points not measured in full)."""
     lost, spared, points = [], 0, 0
     for seed in seeds:
-        world = World(seed, bundles=5, budgets=BUDGETS[seed % len(BUDGETS)], objective=objective)
+        world = World(seed, bundles=5, budgets=BUDGETS[seed % len(BUDGETS)], objective=objective, settle=settle)
         found, end = world.race()
         assert not end.open
         points += len(world.level)
         spared += sum(not k.full for k in end.points.values())
-        if not same_or_tied(found, world.everything(), world.rules, world.paired):
+        everything = world.everything()
+        right = same_or_tied(found, everything, world.rules, world.paired)
+        if not (right if settle else key_of(found) == key_of(world.choose(everything))):
             lost.append(seed)
     return lost, spared / points
 
@@ -204,18 +205,20 @@ def key_of(selection: Selection) -> str | None:
     return selection.chosen.entry.key if selection.chosen else None
 
 
+@pytest.mark.parametrize("settle", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_race_chooses_as_measuring_everything_does(objective: tuple[str, ...]) -> None:
-    lost, spared = lost_worlds(objective, range(20))
+def test_the_race_chooses_as_measuring_everything_does(objective: tuple[str, ...], settle: bool) -> None:
+    lost, spared = lost_worlds(objective, range(20), settle)
     # Some 10 tests of the winner at 99.9% each: 1% of the worlds; 2 of 20 or more then come once in 60.
     assert len(lost) <= 1, f"seeds {lost}"
     assert spared > 0.4
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settle", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_winner_is_lost_no_more_often_than_stated(objective: tuple[str, ...]) -> None:
-    lost, _ = lost_worlds(objective, range(1000, 1200))
+def test_the_winner_is_lost_no_more_often_than_stated(objective: tuple[str, ...], settle: bool) -> None:
+    lost, _ = lost_worlds(objective, range(1000, 1200), settle)
     assert len(lost) <= 6, f"seeds {lost}"  # 200 worlds at 1%: 7 or more come once in 200
 
 
@@ -284,7 +287,7 @@ def test_in_a_hurry_one_point_is_measured_without_looks() -> None:
 
 
 def test_who_failed_to_be_confirmed_beats_nobody() -> None:
-    world = World(11, bundles=5)
+    world = World(11, bundles=5, settle=False)
     first, end = world.race()
     assert first.chosen is not None
     points = dict(end.points)
@@ -295,10 +298,11 @@ def test_who_failed_to_be_confirmed_beats_nobody() -> None:
 
     again = race(points, world.rules, act, exclude={first.chosen.entry.key})
     entries = [k.entry for k in again.points.values() if k.full]
-    found = select(entries, (), world.objective, confidence=LEVEL, exclude={first.chosen.entry.key})
-    assert key_of(found) != key_of(first)
-    others = [e for e in world.everything() if e.key != first.chosen.entry.key]
-    assert same_or_tied(found, others, world.rules, world.paired)
+    both = [
+        select(es, (), world.objective, confidence=LEVEL, exclude={first.chosen.entry.key})
+        for es in (entries, world.everything())
+    ]
+    assert key_of(both[0]) == key_of(both[1])
 
 
 def test_rivals_are_looked_at_again_before_they_are_measured_in_full() -> None:
@@ -331,7 +335,7 @@ def test_a_look_that_brings_nothing_is_not_asked_for_for_ever() -> None:
 def test_two_looks_make_one_mean(values: list[float], data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, len(values) - 1))
     parts = [mean_bounds(p, 0.999).as_metric("startup", "s", 0.999) for p in (values[:cut], values[cut:])]
-    both, whole = pooled(*parts, 0.999), mean_bounds(values, 0.999).as_metric("startup", "s", 0.999)
+    both, whole = both_means(*parts, 0.999), mean_bounds(values, 0.999).as_metric("startup", "s", 0.999)
     assert both.n == len(values)
     assert (both.value, both.low, both.high) == pytest.approx((whole.value, whole.low, whole.high), abs=1e-6)
 
@@ -465,6 +469,15 @@ def test_what_is_slower_is_measured_with_a_wider_interval() -> None:
         rules = Rules((), ("p95", "accuracy"), confidence=LEVEL, settle=settle)
         found = select(world.in_any_order(rules, (0, 1)), (), rules.objective, confidence=LEVEL)
         assert key_of(found) == world.bare(1, {}).key
+
+
+def test_who_may_lead_an_earlier_objective_is_not_settled_by_a_tie() -> None:
+    """The second is tied with the first, and the third with the first alone: only where the second is measured does it
+    keep the third out of the tie."""
+    world = Exact((0.6, 0.6, 0.61), (0.015, 0.014, 0.016), (1.0, 1.0, 1.0), 0.0, 0.05, 0.0)
+    rules = Rules((), ("p95", "accuracy"), confidence=LEVEL)
+    measured = world.in_any_order(rules, (0, 1, 2))
+    assert key_of(select(measured, (), rules.objective, confidence=LEVEL)) == world.bare(1, {}).key
 
 
 def test_a_slow_leader_still_says_who_is_tied() -> None:
