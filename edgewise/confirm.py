@@ -12,16 +12,13 @@ from edgewise.pairing import Pairing
 from edgewise.progress import Reporter
 from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Metric, Selection, Verdict
-from edgewise.units import QUALITY, RELATIVE, WORST
+from edgewise.units import OF_ANSWERS, RELATIVE
 
 if TYPE_CHECKING:
     from edgewise.data import Splits
     from edgewise.plan import Plan
     from edgewise.profiler import Store, Subject
     from edgewise.search import Search
-
-_QUALITY = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
-"""Metrics that the threads do not change: who fails in one of them fails with any number of threads."""
 
 
 class Confirmer:
@@ -163,7 +160,7 @@ class Confirmer:
         """Keys that fail for the same reason: other threads do not mend an accuracy."""
         assert selection.chosen is not None
         entry = selection.chosen.entry
-        if not any(not c.met and c.budget.metric in _QUALITY for c in tried.checks) or entry.target is None:
+        if not any(not c.met and c.budget.metric in OF_ANSWERS for c in tried.checks) or entry.target is None:
             return {tried.key}
         length = entry.target.run.max_length
         return {

@@ -160,6 +160,9 @@ SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
 RELATIVE = ("accuracy_drop", "changed_answers", "agreement", "perplexity_ratio")
 """Metrics that compare with a reference recipe."""
 
+OF_ANSWERS: tuple[str, ...] = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
+"""Metrics of the answers: who fails in one of them fails with any number of threads."""
+
 _LIMIT = re.compile(
     r"^\s*(?P<op><=|>=|<|>|==|=)?\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
     r"\s*(?P<unit>(?:1/)?[^\s\d]\S*)?(?:\s+of\s+(?P<of>\S+))?\s*$"

@@ -10,7 +10,7 @@ from edgewise.profiler.joining import latest
 from edgewise.profiler.store import Store
 from edgewise.showing import show, show_fact
 from edgewise.types import SCENARIOS, Measurement, Metric
-from edgewise.units import METRICS, PERCENTILES, QUALITY, RELATIVE, WORST
+from edgewise.units import METRICS, OF_ANSWERS, PERCENTILES
 
 _MACHINE = (
     "machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "mhz", "mhz_max", "celsius", "memory",
@@ -18,7 +18,6 @@ _MACHINE = (
 )  # fmt: skip
 _STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
 _MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "size")
-_ANSWERS = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
 _MOST_TYPES, _MOST_INPUTS = 5, 6
 
 
@@ -176,7 +175,7 @@ def _answers(found: Sequence[Measurement]) -> list[str]:
     joined: dict[tuple[str, str], dict[str, Metric]] = {}
     for m in found:
         joined.setdefault(_who(m), {}).update({x.name: x for x in m.metrics})
-    there = [n for n in _ANSWERS if any(n in x and x[n].value is not None for x in joined.values())]
+    there = [n for n in OF_ANSWERS if any(n in x and x[n].value is not None for x in joined.values())]
     if not there:
         return []
     rows = [(*who, *(_cell(x.get(n)) for n in there)) for who, x in joined.items()]

@@ -16,7 +16,7 @@ from edgewise.errors import StoreError
 from edgewise.profiler.joining import ANSWERED, joined
 from edgewise.profiler.store import Store
 from edgewise.types import SCENARIOS, Budget, Entry
-from edgewise.units import METRICS, RELATIVE
+from edgewise.units import METRICS, OF_ANSWERS, RELATIVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +87,8 @@ def points(
 def _best(ask: _Asking, first: str) -> list[tuple[Any, ...]]:
     """The rows that were timed of the best points by the values of one metric."""
     order = f' AND "{first}" IS NOT NULL ORDER BY "{first}" {"DESC" if METRICS[first].better == "higher" else ""}'
-    timed = ask.rows(_SCENARIOS, f"{order} LIMIT {MOST}")
-    if timed:
-        return timed
+    if first not in OF_ANSWERS:
+        return ask.rows(_SCENARIOS, f"{order} LIMIT {MOST}")
     best = ask.rows(_ANSWERED, f"{order} LIMIT {MOST // 10}")
     return ask.of_bundles(_SCENARIOS, {row[2:4] for row in best})
 
