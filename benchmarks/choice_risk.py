@@ -15,16 +15,17 @@ Needs the rows of benchmarks/vs_olive.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from conditions import here, save
-from forms import _model
-from minilm import in_a_child
+from minilm import bundles, checkpoint, in_a_child
 
 WORK, ROWS = Path("runs/choice-risk"), Path("runs/olive/rows")
 RECIPES = (
@@ -32,36 +33,36 @@ RECIPES = (
     "int4-weights",
 )  # fmt: skip
 VAL, CONFIRM, DRAWS, LEVEL, HAIR = 3000, 1500, 2000, 0.95, 0.01
-Draw = tuple[np.ndarray, np.ndarray]
-"""(2, recipes) rows that fp32 alone answers right, and that the recipe alone does: of val, of confirm."""
-Rule = Callable[[Draw, float], int | None]
+Rule = Callable[["Draw", float], int | None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What each recipe loses against fp32 on the rows drawn, in points: (recipes,) each."""
+
+    at_most: np.ndarray
+    """The bound on the rows of val."""
+    confirmed: np.ndarray
+    """The value on those of confirm."""
+    together: np.ndarray
+    """The value on both."""
 
 
 def answered() -> tuple[np.ndarray, list[int]]:
     """(recipes, rows) which rows each answers right; bytes of each graph."""
-    from edgewise.exporter import export
-
-    tuned, splits, _ = _model("BERT", Path("runs/forms/BERT"))
-    results = export(
-        tuned, RECIPES, out=Path("runs/forms/BERT/bundles"), candidate="BERT", calibration=splits.train[:200]
-    )
     files = [ROWS / "olive.jsonl", ROWS / "held-out.jsonl"]
     if not all(f.is_file() for f in files):
         raise SystemExit(f"{ROWS} lacks its rows: run benchmarks/vs_olive.py first")
     read = [json.loads(line) for f in files for line in f.read_text(encoding="utf-8").splitlines()]
-    job = {"tokenizer": str((tuned / "tokenizer.json").resolve()), "texts": [r["text"] for r in read], "max_length": 64}
+    job = {"tokenizer": str(checkpoint() / "tokenizer.json"), "texts": [r["text"] for r in read], "max_length": 64}
+    judge, made = str(Path(__file__).with_name("vs_olive_judge.py")), bundles(RECIPES)
     WORK.mkdir(parents=True, exist_ok=True)
     right, sizes = [], []
-    for recipe, result in zip(RECIPES, results, strict=True):
-        if result.bundle is None:
-            raise SystemExit(f"{recipe} was not exported: {result.reason}")
-        graph, kept = (
-            (result.bundle.path / "onnx" / "model.onnx").resolve(),
-            WORK / f"{result.bundle.digest[7:23]}.json",
-        )
+    for recipe in RECIPES:
+        graph = made[recipe] / "onnx" / "model.onnx"
+        kept = WORK / f"{hashlib.sha256(graph.read_bytes()).hexdigest()[:16]}.json"
         if not kept.is_file():
             print(f"answers of {recipe} …", file=sys.stderr, flush=True)
-            judge = str(Path(__file__).with_name("vs_olive_judge.py"))
             asked = {**job, "graph": str(graph), "seconds": 0}
             kept.write_text(json.dumps(in_a_child(judge, asked, Path(sys.executable), OMP_NUM_THREADS="1")))
         right.append([a == r["class"] for a, r in zip(json.loads(kept.read_text()), read, strict=True)])
@@ -70,42 +71,35 @@ def answered() -> tuple[np.ndarray, list[int]]:
 
 
 def drawn(right: np.ndarray, random: np.random.Generator) -> Draw:
-    def counts(n: int) -> np.ndarray:
-        seen = right[:, random.integers(0, right.shape[1], n)]
-        return np.array([(seen[0] & ~seen).sum(axis=1), (~seen[0] & seen).sum(axis=1)])
-
-    return counts(VAL), counts(CONFIRM)
-
-
-def by_bounds(order: Sequence[int], level: float) -> Rule:
-    """The rule of `edgewise fit`."""
     from edgewise.paired import paired_drop
 
-    def rule(draw: Draw, limit: float) -> int | None:
-        val, confirm = draw
-        for i in order:
-            high = paired_drop(int(val[0, i]), int(val[1, i]), VAL, level).points.high if i else 0.0
-            if high is not None and high <= limit and 100 * (confirm[0, i] - confirm[1, i]) / CONFIRM <= limit:
-                return i
-        return None
+    def counts(n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(recipes,) rows that fp32 alone answers right, and that the recipe alone does."""
+        seen = right[:, random.integers(0, right.shape[1], n)]
+        return (seen[0] & ~seen).sum(axis=1), (~seen[0] & seen).sum(axis=1)
 
-    return rule
+    (lost, gained), (lost_again, gained_again) = counts(VAL), counts(CONFIRM)
+    drops = [paired_drop(int(a), int(b), VAL, LEVEL).points.high for a, b in zip(lost, gained, strict=True)]
+    at_most = np.array([0.0, *(np.inf if high is None else high for high in drops[1:])])  # fp32 loses nothing to itself
+    confirmed = lost_again - gained_again
+    return Draw(at_most, 100 * confirmed / CONFIRM, 100 * (lost - gained + confirmed) / (VAL + CONFIRM))
+
+
+def by_bounds(order: Sequence[int]) -> Rule:
+    """The rule of `edgewise fit`."""
+    return lambda draw, limit: next((i for i in order if max(draw.at_most[i], draw.confirmed[i]) <= limit), None)
 
 
 def by_values(order: Sequence[int]) -> Rule:
-    def rule(draw: Draw, limit: float) -> int | None:
-        both = draw[0] + draw[1]
-        lost = 100 * (both[0] - both[1]) / (VAL + CONFIRM)
-        return next((i for i in order if lost[i] <= limit), None)
-
-    return rule
+    """How Olive reads a goal."""
+    return lambda draw, limit: next((i for i in order if draw.together[i] <= limit), None)
 
 
 def judged(right: np.ndarray, sizes: Sequence[int]) -> dict[str, Any]:
     """For each budget and rule: how often the choice truly breaks it, is the smallest that keeps it, is none."""
     truth = [100 * float((right[0] & ~r).mean() - (~right[0] & r).mean()) for r in right]
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    rules: Mapping[str, Rule] = {"edgewise": by_bounds(order, LEVEL), "values": by_values(order)}
+    rules: Mapping[str, Rule] = {"edgewise": by_bounds(order), "values": by_values(order)}
     draws = [drawn(right, np.random.default_rng(seed)) for seed in range(DRAWS)]
     limits = sorted({0.25, 0.5, 0.75, 1.0, *(round(t - HAIR, 4) for t in truth if t > HAIR)})
     found = []

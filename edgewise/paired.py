@@ -39,6 +39,15 @@ class Bounds:
         )
 
 
+LARGEST = 700.0
+"""exp of more is too large for a number, or nearly."""
+
+
+def exp_or_none(value: float | None) -> float | None:
+    """exp of a bound on the logarithm; None for one that is none, or too large for a number."""
+    return None if value is None or value > LARGEST else math.exp(value)
+
+
 def check_level(level: float) -> float:
     """`level`, if it is one. Raises PlanError."""
     if not 0.5 <= level < 1:

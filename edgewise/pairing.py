@@ -7,15 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgewise.paired import ratio_of, spread_of
+from edgewise.paired import LARGEST, ratio_of, spread_of
 from edgewise.types import Entry, Measurement, Target
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgewise.profiler import Store
-
-_LARGEST = 700.0
 
 
 class Pairing:
@@ -69,7 +67,7 @@ class Pairing:
             value, moved = ratio_of(tops, sizes[0])
             slope = 1.0
             if metric == "perplexity":  # exp of the mean, and by the delta method its slope there
-                value = slope = math.exp(value) if value < _LARGEST else math.inf
+                value = slope = math.exp(value) if value < LARGEST else math.inf
             values.append(value)
             moves.append([slope * m for m in moved])
         return values[0] - values[1], spread_of([a - b for a, b in zip(*moves, strict=True)])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgewise.errors import EdgewiseError, StoreError
-from edgewise.paired import check_level, paired_drop
+from edgewise.paired import LARGEST, check_level, paired_drop
 from edgewise.profiler.comparison import turned
 from edgewise.profiler.joining import latest
 from edgewise.profiler.likelihood import is_likelihood, paired_likelihood
@@ -37,7 +37,7 @@ COMPARED = (
 )  # fmt: skip
 """The metrics that are compared unless others are named, where both runs have them."""
 _MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit")
-_LARGEST = 700.0
+
 _TIMED = ("s", "1/s", "J")
 """Units of what a busy or slower machine changes."""
 
@@ -81,7 +81,7 @@ class Comparison:
 
 def _exp(value: float) -> float:
     """exp, infinite where it overflows: an interval at a level near 1 has no end."""
-    return math.exp(value) if value < _LARGEST else math.inf
+    return math.exp(value) if value < LARGEST else math.inf
 
 
 def ratio_bounds(a: Sequence[float], b: Sequence[float], level: float) -> tuple[float, float | None, float | None]:

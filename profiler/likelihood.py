@@ -14,14 +14,13 @@ from typing import Any
 
 from edgewise.errors import WorkerError
 from edgewise.metric_scores import NoValueError, perplexity
-from edgewise.paired import Bounds, paired_drop, ratio_of, spread_of
+from edgewise.paired import LARGEST, Bounds, exp_or_none, paired_drop, ratio_of, spread_of
 from edgewise.profiler.proportions import wilson_bounds
 from edgewise.profiler.store import Outcome
 from edgewise.student import student_quantile
 from edgewise.types import Measurement, Metric
 from edgewise.units import WORST
 
-_LARGEST = 700.0
 _OTHER_TOKENS = "the tokens are not the same ones: another tokenizer, so that perplexities a token do not compare"
 
 
@@ -67,7 +66,7 @@ def _perplexity(outcomes: Sequence[Outcome], level: float) -> Metric:
     mean, moves = ratio_of([-o.score for o in outcomes], sizes)
     bounds = _by_student(mean, moves, level, sum(sizes))
     low = None if bounds.low is None else max(1.0, math.exp(bounds.low))  # no text has a perplexity below 1
-    return _metric(replace(bounds, value=value, low=low, high=_exp(bounds.high)), "perplexity", "number", level)
+    return _metric(replace(bounds, value=value, low=low, high=exp_or_none(bounds.high)), "perplexity", "number", level)
 
 
 def _accuracy(outcomes: Sequence[Outcome], level: float) -> Metric:
@@ -111,7 +110,9 @@ def paired_likelihood(pairs: Sequence[tuple[Outcome, Outcome]], level: float) ->
         return "a token has a probability of 0"
     log_ratio, moves = ratio_of([a.score - b.score for a, b in pairs], sizes)
     ratio = _by_student(log_ratio, moves, level, n)
-    ratio = replace(ratio, value=math.exp(min(log_ratio, _LARGEST)), low=_exp(ratio.low), high=_exp(ratio.high))
+    ratio = replace(
+        ratio, value=math.exp(min(log_ratio, LARGEST)), low=exp_or_none(ratio.low), high=exp_or_none(ratio.high)
+    )
     lost, moves = ratio_of([100.0 * (a.answer - b.answer) for a, b in pairs], sizes)
     drop = _by_student(lost, moves, level, n)
     if not any(moves):  # no change seen is no proof of none: as Tango's bounds on rows have it
@@ -191,8 +192,3 @@ def _metric(bounds: Bounds, name: str, unit: str, level: float) -> Metric:
     """Without bounds an estimate, which shows no budget to be kept."""
     metric = bounds.as_metric(name, unit, level)
     return metric if metric.level is not None else replace(metric, kind="estimated")
-
-
-def _exp(value: float | None) -> float | None:
-    """None for a bound that is none, or too large for a number."""
-    return None if value is None or value > _LARGEST else math.exp(value)

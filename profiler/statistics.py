@@ -8,7 +8,6 @@ than within one. Every interval here therefore takes the processes (rounds) as c
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.errors import EdgewiseError
-from edgewise.paired import Bounds, check_level
+from edgewise.paired import Bounds, check_level, exp_or_none
 from edgewise.student import student_quantile
 from edgewise.types import Metric
 from edgewise.units import PERCENTILES
@@ -71,8 +70,8 @@ def percentile_bounds(
     half = student_quantile(level, groups - 1) * spread
     high = max(value + half, _smoothed_upper(ordered, q, level, random, resamples))
     # Student's t of two processes at 99.9% is 318: where they lie far apart they bound nothing from above.
-    most = math.exp(high) if high < math.log(sys.float_info.max) else None
-    return Bounds(math.exp(value), math.exp(value - half), most, n, "cluster bootstrap over processes, t")
+    low, most = math.exp(value - half), exp_or_none(high)
+    return Bounds(math.exp(value), low, most, n, "cluster bootstrap over processes, t")
 
 
 def process_quantile(times: Floats, q: float) -> float:

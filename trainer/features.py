@@ -26,7 +26,7 @@ from edgewise.trainer.models import (
     check_folder,
     cut_depth,
     first_line,
-    has_weights,
+    is_fresh,
     load_processor,
     longest_input,
 )
@@ -144,14 +144,13 @@ def _language(causal: bool, total: float, scored: int, characters: int) -> tuple
 
 def _load(source: str | Path, keep_layers: Sequence[int] | None, task: Task) -> tuple[Any, Any, bool]:
     """(model in eval mode, tokenizer or image processor, whether it is a causal language model with its head)."""
-    local = Path(source)
     images = task == "image-classification"
-    check_folder(local, task)
+    check_folder(Path(source), task)
     try:
         config = AutoConfig.from_pretrained(source)
         causal = not images and any(name.endswith(_CAUSAL) for name in config.architectures or ())
         kind = AutoModelForCausalLM if causal else AutoModel
-        if local.is_dir() and not has_weights(local):
+        if is_fresh(source):
             torch.manual_seed(0)  # a config alone: random weights, the same ones each time
             model = kind.from_config(config, dtype=torch.float32)
         else:

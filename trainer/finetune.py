@@ -32,7 +32,7 @@ from edgewise.trainer.encode import collator, encode
 from edgewise.trainer.evaluation import evaluate, metrics_for
 from edgewise.trainer.losses import LossTrainer, class_weights
 from edgewise.trainer.memory import PeakMemory
-from edgewise.trainer.models import Goal, auto_class, cut_depth, has_weights, load_model, load_tuned
+from edgewise.trainer.models import Goal, auto_class, cut_depth, is_fresh, load_model, load_tuned
 from edgewise.trainer.row_checks import check_rows
 from edgewise.trainer.start_checks import check_fit, check_spec
 from edgewise.trainer.strategies import DEFAULT_LEARNING_RATE, merged, prepare, trainable_parameters
@@ -118,8 +118,7 @@ def tune(
     model, processor = load_model(source, goal)
     if spec.keep_layers is not None:
         cut_depth(model, spec.keep_layers)
-    fresh = Path(source).is_dir() and not has_weights(Path(source))
-    warnings = check_fit(model, processor, rows, spec, goal, fresh=fresh)
+    warnings = check_fit(model, processor, rows, spec, goal, fresh=is_fresh(source))
     model = prepare(model, processor, spec, goal)
     trainable = trainable_parameters(model)
     master = _teacher(teacher, processor, goal) if teacher is not None else None

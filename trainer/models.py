@@ -78,11 +78,10 @@ def load_model(source: str | Path, goal: Goal) -> tuple[Any, Any]:
     Raises CheckpointError for what transformers cannot load, or a model that was prompt-tuned.
     """
     auto = auto_class(goal.task)
-    local = Path(source)
     config = load_config(source, goal)
     try:
         processor = load_processor(source, goal)
-        if local.is_dir() and not has_weights(local):
+        if is_fresh(source):
             model = auto.from_config(config, dtype=torch.float32)
         else:
             model = auto.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True,
@@ -144,6 +143,11 @@ def check_family(source: str | Path, config: Any, task: Task) -> None:
             f"{source} is a {kind} model, which reads text both ways and would see the tokens that text-generation "
             "asks for: take a GPT-like model"
         )
+
+
+def is_fresh(source: str | Path) -> bool:
+    """Whether a source is a folder with a config and no weights, so that its model begins at random."""
+    return Path(source).is_dir() and not has_weights(Path(source))
 
 
 def has_weights(folder: Path) -> bool:
