@@ -2,6 +2,7 @@
 
     python3.11 kit.zip --prefix /opt/answers                installs; the kit may be unpacked, or not
     python3.11 kit.zip --prefix /opt/answers --rollback     goes back to the kit before
+    python3.11 kit.zip --prefix /opt/answers --prune        removes all kits but the current one and the one before
 
 PREFIX holds: kits/ID (one folder a kit, which needs nothing outside of it), current (a link to one of them), history.
 A folder appears whole, by a rename; `current` moves, in one step, to a kit that has answered its golden inputs here.
@@ -74,12 +75,18 @@ def main(argv: list[str] | None = None) -> int:
         prog="install", description="Install this kit beside older ones, and switch to it when its smoke test passes."
     )
     parser.add_argument("--prefix", required=True, type=Path, help="folder for all kits; what runs is PREFIX/current")
-    parser.add_argument("--rollback", action="store_true", help="go back to the kit that was current before")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--rollback", action="store_true", help="go back to the kit that was current before")
+    other.add_argument(
+        "--prune", action="store_true", help="remove all kits but the current one and the one that was so before"
+    )
     args = parser.parse_args(argv)
     prefix = args.prefix.expanduser().absolute()
     try:
         if args.rollback:
             rollback(prefix)
+        elif args.prune:
+            prune(prefix)
         else:
             install(Path(__file__).absolute().parent, prefix)
     except InstallError as error:
@@ -139,13 +146,10 @@ def _add(told: Mapping[str, Any], text: bytes, open_file: Any, prefix: Path, fin
 
 def rollback(prefix: Path) -> None:
     """Make the kit current that was so before; no test, since it passed here and may be needed at once."""
-    if not (prefix / "kits").is_dir():
-        raise InstallError(f"{prefix} has no kits: nothing was installed there")
+    _check_installed(prefix)
     with _locked(prefix):
-        current, past = _current(prefix), _history(prefix)
-        before = past[:-1] if past[-1:] == [current] else past
-        while before and (before[-1] == current or not (prefix / "kits" / before[-1]).is_dir()):
-            before.pop()  # someone removed that one
+        current = _current(prefix)
+        before = _past(prefix, current)
         if not before:
             raise InstallError(f"{prefix} has no kit from before to go back to; current is {current or 'none'}")
         # In this order, and an installation in the other: whatever is cut short, the last name in the history is the
@@ -153,6 +157,36 @@ def rollback(prefix: Path) -> None:
         _write_history(prefix, before)
         _switch(prefix, before[-1])
     print(f"current is kits/{before[-1]} again; kits/{current} stays there")
+
+
+def prune(prefix: Path) -> None:
+    """Remove all kits but the current one and the one that `rollback` goes back to."""
+    _check_installed(prefix)
+    with _locked(prefix):
+        current = _current(prefix)
+        if not (prefix / "kits" / (current or " ")).is_dir():
+            raise InstallError(f"{prefix} has no kit that is current: install one first")
+        kept = [*_past(prefix, current)[-1:], current]
+        _write_history(prefix, kept)
+        old = sorted(folder for folder in (prefix / "kits").iterdir() if folder.name not in kept)
+        with _partial(prefix) as partial:  # whatever is cut short, a kit that stands under kits/ is whole
+            for folder in old:
+                folder.rename(partial.parent / folder.name)
+    print(f"removed {len(old)}, kept {' and '.join(f'kits/{name}' for name in kept)}; current is kits/{current}")
+
+
+def _check_installed(prefix: Path) -> None:
+    if not (prefix / "kits").is_dir():
+        raise InstallError(f"{prefix} has no kits: nothing was installed there")
+
+
+def _past(prefix: Path, current: str) -> list[str]:
+    """The kits that were current before, in order; the last one is there to go back to."""
+    past = _history(prefix)
+    before = past[:-1] if past[-1:] == [current] else past
+    while before and (before[-1] == current or not (prefix / "kits" / before[-1]).is_dir()):
+        before.pop()  # someone removed that one
+    return before
 
 
 # ---- does it fit

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from edgewise import kit_install
 from edgewise.bundle import CARD, MANIFEST, Bundle, read_bundle
 from edgewise.errors import BundleNotFoundError, NoSpaceError, PlanError
 from edgewise.files import check_writable, disk_full_is_clear, sha256_file
-from edgewise.pack_wheels import KitTarget, find_wheels, needed_packages, read_target
+from edgewise.pack_wheels import KitTarget, find_wheels, needed_packages, read_machine, read_target
 from edgewise.progress import Say, no_words
 from edgewise.rundir import RunFolder
 from edgewise.types import IMAGE_TASKS
@@ -66,6 +66,8 @@ class Kit:
     """What went into it."""
     told: Mapping[str, Any]
     """kit.json."""
+    warnings: tuple[str, ...] = ()
+    """Why what was measured may not hold where the kit goes."""
 
 
 def pack(
@@ -94,12 +96,13 @@ def pack(
             f"{bundle.path} is to run with the provider {bundle.manifest.run.provider!r}, and the onnxruntime of a kit "
             "has 'cpu' alone: choose for a device that runs on the CPU"
         )
+    doubts = tuple(_doubts(bundle, target, _measured_on(Path(run), device)))
     wheels = find_wheels(needed_packages(bundle), target, Path(wheelhouse) if wheelhouse else None, say)
     sources = _sources(bundle, wheels)
     told = _tell(bundle, target, wheels, sources)
     say(f"writing {place}")
     _write_zip(place, {**sources, kit_install.MANIFEST: _json(told)})
-    return Kit(place, place.stat().st_size, sha256_file(place), bundle.path, told)
+    return Kit(place, place.stat().st_size, sha256_file(place), bundle.path, told, doubts)
 
 
 # ---- which bundle
@@ -155,6 +158,41 @@ def _check_place(place: Path, bundle: Bundle) -> None:
     if place.resolve().is_relative_to(bundle.path.resolve()):
         raise PlanError(f"--out {place} is inside the bundle {bundle.path}: name a file outside of it")
     check_writable(place.parent)
+
+
+# ---- whether what was measured holds there
+
+
+def _measured_on(run: Path, device: str | None) -> set[str]:
+    """Machines ('x86_64') that a run's choice for the device was measured on; empty for a bundle by its path."""
+    from edgewise.profiler import Store
+
+    if (run / MANIFEST).is_file():
+        return set()
+    name = device if device is not None else next(iter(_choices(run)))
+    if not RunFolder(run).store.is_file():
+        return set()
+    with Store(RunFolder(run).store) as store:
+        timed = [m for m in store.measurements() if m.target and m.target.device == name]
+    found = (m.conditions.get("fingerprint") for m in timed)
+    return {read_machine(f["machine"]) for f in found if isinstance(f, Mapping) and isinstance(f.get("machine"), str)}
+
+
+def _doubts(bundle: Bundle, target: KitTarget, measured_on: set[str]) -> Iterator[str]:
+    """What the person who packs must know, a sentence each."""
+    if measured_on and target.machine not in measured_on:
+        yield (
+            f"it was chosen by what was measured on {' and '.join(sorted(measured_on))}, and the kit is for "
+            f"{target.machine}: times differ there, and so may answers in int8; measure on the device (`devices:` with "
+            "`ssh:` in the plan) before you rely on the choice"
+        )
+    preset = bundle.manifest.recipe.preset
+    if bundle.manifest.recipe.quantized and preset != "auto" and (preset == "arm64") != (target.machine == "aarch64"):
+        fitting = "arm64" if target.machine == "aarch64" else "avx2"
+        yield (
+            f"its weights are quantized as {preset} wants them, and the kit is for {target.machine}: "
+            f"a recipe with preset={fitting} may be faster or closer there"
+        )
 
 
 # ---- what is in it

@@ -51,11 +51,15 @@ class KitTarget:
         return self.platform.partition("-")[2]
 
 
+def read_machine(name: str) -> str:
+    """A machine by the name that a kit has for it: 'aarch64' for macOS's 'arm64'."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name)
+
+
 def read_target(for_platform: str | None, python: str | None) -> KitTarget:
     """The target of --for and --python; this machine and this Python where they are not given. Raises PlanError."""
     if for_platform in (None, "here"):
-        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-        name, given = f"{platform.system().lower()}-{machine}", "this machine is"
+        name, given = f"{platform.system().lower()}-{read_machine(platform.machine())}", "this machine is"
     else:
         name, given = str(for_platform), "--for"
     if name not in PLATFORMS:

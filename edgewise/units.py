@@ -111,6 +111,7 @@ METRICS: dict[str, MetricKind] = {
     "empty_rss": MetricKind("B", "lower", "Resident memory of the same process before it imported the runtime."),
     "pss": MetricKind("B", "lower", "Proportional memory after the last call: shared pages count in part."),
     "uss": MetricKind("B", "lower", "Memory after the last call that ending the process would free."),
+    "gpu_memory": MetricKind("B", "lower", "Memory of the GPU that the process holds after the last call (NVML)."),
     "roofline": MetricKind("1", "higher", "Least time of a call by the machine's measured peaks, over its mean time."),
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
     "energy": MetricKind("J", "lower", "Energy of an input, all that the device's sensor covers, idle power included."),

@@ -39,6 +39,7 @@ def run_pack(args: argparse.Namespace) -> int:
     from edgewise.pack import pack
     from edgewise.progress import Reporter
 
+    say = Reporter().say
     kit = pack(
         args.run,
         args.out,
@@ -46,14 +47,17 @@ def run_pack(args: argparse.Namespace) -> int:
         python=args.python,
         device=args.device,
         wheelhouse=args.wheelhouse,
-        say=Reporter().say,
+        say=say,
     )
     if args.json:
         made = {"path": str(kit.path), "size": kit.size, "sha256": kit.sha256, "bundle": str(kit.bundle), **kit.told}
+        made["warnings"] = list(kit.warnings)
         print(json.dumps(made, indent=2, ensure_ascii=False))
         return 0
     for key, value in _describe(kit):
         print(f"{key:<10} {value}")
+    for warning in kit.warnings:
+        say(f"warning: {warning}")
     return 0
 
 

@@ -33,10 +33,11 @@ Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
 COMPARED = (
     "p50", "p95", "p99", "multistream_p95", "server_p95", "paced_p95", "offline_throughput", "sustained_throughput",
     "ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "token_throughput",
-    "startup", "peak_rss", "size", "energy", "accuracy", "perplexity",
+    "startup", "peak_rss", "gpu_memory", "size", "energy", "accuracy", "perplexity",
 )  # fmt: skip
 """The metrics that are compared unless others are named, where both runs have them."""
-_MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit")
+_MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit",
+            "gpus")  # fmt: skip
 
 _TIMED = ("s", "1/s", "J")
 """Units of what a busy or slower machine changes."""
@@ -400,7 +401,7 @@ def _machines(m: Measurement, n: Measurement) -> list[str]:
     if first.get("digest") == second.get("digest"):
         return []
     one, other = first.get("versions") or {}, second.get("versions") or {}
-    named = [(f, first.get(f), second.get(f)) for f in (*_MACHINE, "python")]
+    named = [(f, first.get(f) or None, second.get(f) or None) for f in (*_MACHINE, "python")]
     named += [(f"version of {p}", one.get(p), other.get(p)) for p in dict.fromkeys([*one, *other])]
     return [f"{field}: {_text(x)}, then {_text(y)}" for field, x, y in named if x != y]
 

@@ -1,6 +1,7 @@
-"""What the device's own sensors say of the energy of a span of time: RAPL, hwmon, INA2xx, a battery.
+"""What the device's own sensors say of the energy of a span of time: RAPL, hwmon, INA2xx, a battery, NVIDIA's GPUs.
 
-Each covers more than this process: a CPU package, a board, the whole machine, its idle power included. A counter of
+Each covers more than this process: a CPU package, a board, the whole machine, its idle power included. A GPU's is added
+to a counter that does not have it within. A counter of
 energy is `measured`; from a sensor of power alone the energy is `estimated`, by the mean of two readings; where nothing
 can be read it is `unavailable`, with the reason. Standard library only; each reader takes the root folder, so that
 recorded trees test it.
@@ -12,11 +13,15 @@ ABI/testing/sysfs-class-power.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgewise.types import Kind
+
+if TYPE_CHECKING:
+    from edgewise.profiler.nvml import Gpu
 
 ROOT = Path("/")
 _INA = ("ina2xx", "ina219", "ina220", "ina226", "ina230", "ina231", "ina237", "ina238", "ina3221")
@@ -39,7 +44,7 @@ class EnergyMark:
     """All sensors of the best kind there is, at one moment."""
 
     source: str
-    """'RAPL package', 'hwmon energy', 'battery', 'INA power' or ''."""
+    """'RAPL package', 'hwmon energy', 'battery', 'INA power' or '', and NVML."""
     sensors: Mapping[str, Sensor]
     at: float
     why: str = ""
@@ -55,8 +60,18 @@ class Energy:
     why: str = ""
 
 
-def mark_energy(root: Path = ROOT) -> EnergyMark:
-    """Read the best sensors: counters of the package or board, then a discharging battery, then power."""
+def mark_energy(root: Path = ROOT, gpus: Sequence[Gpu] = ()) -> EnergyMark:
+    """Read the best sensors: counters of the package or board, then a discharging battery, then power. gpus: those that
+    the bundle runs on; a battery or a sensor of the supply has them within."""
+    found = _mark(root)
+    cards = {f"GPU {g.index}": Sensor(g.joules, g.watts) for g in gpus if g.joules is not None or g.watts is not None}
+    if not cards or found.source in ("battery", "INA power"):
+        return found
+    source = f"{found.source} and NVML" if found.source else "NVML, of the GPU alone"
+    return EnergyMark(source, {**found.sensors, **cards}, found.at)
+
+
+def _mark(root: Path) -> EnergyMark:
     now, why = time.monotonic(), []
     for source, read in (
         ("RAPL package", _rapl),
@@ -72,9 +87,9 @@ def mark_energy(root: Path = ROOT) -> EnergyMark:
     return EnergyMark("", {}, now, "; ".join(why) or "the system shows no RAPL, no energy or power sensor, no battery")
 
 
-def energy_since(start: EnergyMark, root: Path = ROOT) -> Energy:
-    """The energy from `start` until now."""
-    end = mark_energy(root)
+def energy_since(start: EnergyMark, root: Path = ROOT, gpus: Sequence[Gpu] = ()) -> Energy:
+    """The energy from `start` until now. gpus: the same ones, read again."""
+    end = mark_energy(root, gpus)
     if not start.source or end.source != start.source or set(end.sensors) != set(start.sensors):
         return Energy(None, "unavailable", start.source, start.why or end.why or "the sensors changed meanwhile")
     total, estimated = 0.0, False

@@ -50,6 +50,7 @@ _MUST_MATCH = (
     "governor",
     "cpu_limit",
     "memory_limit",
+    "gpus",
     "python",
     "versions",
 )
@@ -82,6 +83,8 @@ class Fingerprint:
     """Cores that the cgroup grants; None: no limit, or not known."""
     memory_limit: int | None
     """Bytes that the cgroup grants."""
+    gpus: tuple[str, ...]
+    """Name or PCI number, and driver, of each that the kernel shows."""
     python: str
     versions: Mapping[str, str | None] = field(hash=False)
     why: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -91,7 +94,8 @@ class Fingerprint:
     def digest(self) -> str:
         """Of the parts that must match before two measurements are compared: not clocks, heat or kernel."""
         data = asdict(self)
-        return digest_json({k: data[k] for k in _MUST_MATCH})
+        # Without a GPU as it was before GPUs were told of: numbers of that time are not those of another machine.
+        return digest_json({k: data[k] for k in _MUST_MATCH if k != "gpus" or data[k]})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, with its digest."""
@@ -128,6 +132,7 @@ def read_fingerprint(root: Path = ROOT) -> Fingerprint:
         memory=_memory(root, why),
         cpu_limit=limits.cores,
         memory_limit=limits.memory,
+        gpus=_gpus(root),
         python=platform.python_version(),
         versions={"edgewise": __version__, **{name: package_version(name) for name in PACKAGES}},
         why=why,
@@ -205,6 +210,22 @@ def _celsius(root: Path, why: dict[str, str]) -> float | None:
     if not found:
         why["celsius"] = "the system shows no thermal zone"
     return max(found, default=None)
+
+
+def _gpus(root: Path) -> tuple[str, ...]:
+    """NVIDIA's driver names its GPUs; of others the kernel has the driver's name and the numbers of the PCI bus."""
+    found = []
+    words = (_read(root / "proc/driver/nvidia/version") or "").split("\n", 1)[0].split()
+    number = next((w for w in words if w[:1].isdigit() and "." in w), "of unknown version")
+    for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        lines = dict(line.split(":", 1) for line in (_read(file) or "").splitlines() if ":" in line)
+        found.append(f"{lines.get('Model', 'NVIDIA').strip()}, driver {number}")
+    for file in sorted((root / "sys/class/drm").glob("card*/device/uevent")):
+        told = dict(line.split("=", 1) for line in (_read(file) or "").splitlines() if "=" in line)
+        driver, pci = told.get("DRIVER"), told.get("PCI_ID")
+        if driver and driver != "nvidia" and "-" not in file.parts[-3]:  # card0-HDMI-A-1 is a plug
+            found.append(f"{driver} {pci}" if pci else driver)
+    return tuple(found)
 
 
 def _memory(root: Path, why: dict[str, str]) -> int | None:

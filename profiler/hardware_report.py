@@ -17,7 +17,7 @@ _MACHINE = (
     "cpu_limit", "memory_limit", "system", "kernel", "python",
 )  # fmt: skip
 _STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
-_MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "size")
+_MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "gpu_memory", "size")
 _MOST_TYPES, _MOST_INPUTS = 5, 6
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgewise.errors import WorkerError
 from edgewise.profiler.energy import Energy
+from edgewise.profiler.nvml import Held
 from edgewise.profiler.vitals import Load, Memory
 
 PROTOCOL = 1
@@ -63,6 +64,7 @@ class WorkerResult:
     calls: Calls | None = None
     load: Load | None = None
     energy: Energy | None = None
+    gpu_memory: Held | None = None
     yardstick: Mapping[str, int] | None = None
     """Nanoseconds of fixed work after the calls; see `edgewise.profiler.yardstick`."""
     answers: tuple[Answer, ...] = ()
@@ -166,6 +168,7 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         calls=_calls(one["calls"]) if "calls" in one else None,
         load=Load(**{k: one["load"][k] for k in ("other_cpu", "steal", "seconds", "why")}) if "load" in one else None,
         energy=_energy(one["energy"]) if "energy" in one else None,
+        gpu_memory=_held(one["gpu_memory"]) if "gpu_memory" in one else None,
         yardstick={k: int(v) for k, v in one["yardstick"]["ns"].items()} if "yardstick" in one else None,
         answers=answers,
         placement=one.get("placement", {}).get("nodes"),
@@ -179,6 +182,10 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
 
 def _energy(data: Mapping[str, Any]) -> Energy:
     return Energy(**{k: data[k] for k in ("joules", "kind", "source", "why")})
+
+
+def _held(data: Mapping[str, Any]) -> Held:
+    return Held(**{k: data[k] for k in ("bytes", "kind", "why")})
 
 
 def _memory(events: list[dict[str, Any]]) -> dict[str, Memory] | None:

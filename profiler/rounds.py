@@ -243,6 +243,7 @@ def _process_metrics(series: Series, level: float) -> tuple[Metric, ...]:
     return (
         *_startup_metrics(results, level),
         *_memory_metrics(results, level),
+        *_gpu_memory(results, level),
         _energy(results, series.inputs_a_query, level),
         Metric("size", "B", float(series.subject.size), method="sum of its files", n=1),
     )
@@ -340,6 +341,19 @@ def _memory_metrics(results: Sequence[WorkerResult], level: float) -> list[Metri
         values = [None if m is None else getattr(m, attribute) for m in at]
         found.append(_over_processes(name, METRICS[name].unit, values, level, 1.0, why))
     return found
+
+
+def _gpu_memory(results: Sequence[WorkerResult], level: float) -> tuple[Metric, ...]:
+    """After the last call; nothing for a provider that runs on no GPU."""
+    read = [r.gpu_memory for r in results if r.gpu_memory is not None]
+    if not read:
+        return ()
+    missing = next((h.why for h in read if h.bytes is None), "not read")
+    found = _over_processes("gpu_memory", "B", [h.bytes for h in read], level, 1.0, missing)
+    estimated = next((h for h in read if h.kind == "estimated"), None)
+    if found.value is None or estimated is None:
+        return (found,)
+    return (replace(found, kind="estimated", why=estimated.why),)
 
 
 def _energy(results: Sequence[WorkerResult], inputs: int, level: float) -> Metric:

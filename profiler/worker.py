@@ -37,6 +37,8 @@ _CHUNK = 64
 _PROFILED, _PROFILED_S = 16, 2.0
 """Calls whose nodes onnxruntime times, and for how long at most."""
 _MAX_FIRST_LINE_S = 600
+_GPU_PROVIDERS = ("cuda", "tensorrt", "webgpu")
+"""Those that may run on a GPU of NVIDIA."""
 
 Item = str | tuple[str, str]
 
@@ -105,6 +107,8 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     arrival = job.get("scenario") or {"name": "single-stream"}
     batches = _batches(items, inputs_a_query(arrival, job["run"]["batch_size"], len(items)))
     empty = read_memory(shares=False)
+    gpu = _GpuWatch(job["run"]["provider"])
+    aside = gpu.began_ns
 
     before = time.monotonic_ns()
     load = _loader(job)
@@ -125,18 +129,19 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
         "session": model.phases["session"],
         "first": answered - loaded,
     }
-    results.write("startup", ns=_startup(phases, ready_ns, answered))
+    results.write("startup", ns=_startup(phases, ready_ns, answered, aside))
     results.write("memory", phase="empty", **asdict(empty))
     results.write("memory", phase="first", **asdict(first))
     results.write("warmup", **_warm_up(_answering(model, write), batches, job["warmup"]))
     gc.collect()
     gc.freeze()
-    start, energy = mark_load(), mark_energy()
+    start, energy = mark_load(), mark_energy(gpus=gpu.mine())
     if write is None:
         calls = ask(model.predict, batches, arrival, job["seconds"], job["min_calls"], model.parallel, _heat(arrival))
     else:
         calls = ask_tokens(write, batches, job["seconds"], job["min_calls"], arrival["new_tokens"])
-    used, load_now = energy_since(energy), load_since(start)
+    used, load_now = energy_since(energy, gpus=gpu.mine()), load_since(start)
+    gpu.tell(results)
     results.write("memory", phase="end", **asdict(read_memory(shares=True)))
     results.write("load", **asdict(load_now), average=_load_average())
     results.write("energy", **asdict(used))
@@ -146,6 +151,37 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     if job.get("placement"):
         model.close()
         _place(folder, job, results, lambda again: _some(_answering(again, _writer(again, arrival)), batches))
+
+
+class _GpuWatch:
+    """What NVIDIA's library says of the GPU that the provider may run on; of none, and not loaded, for other ones."""
+
+    def __init__(self, provider: str) -> None:
+        start = time.monotonic_ns()
+        self._nvml: Any = None
+        if provider in _GPU_PROVIDERS:
+            from edgewise.profiler.nvml import Nvml
+
+            self._nvml = Nvml()
+            self._before = self._nvml.read()
+        self.began_ns = time.monotonic_ns() - start
+        """Nanoseconds that it took, which are no part of the bundle's start-up."""
+
+    def mine(self) -> Sequence[Any]:
+        """The GPUs in use, as they are now."""
+        if self._nvml is None:
+            return ()
+        from edgewise.profiler.nvml import mine
+
+        return mine(self._nvml.read())
+
+    def tell(self, results: _Results) -> None:
+        """Its memory after the last call."""
+        if self._nvml is None:
+            return
+        from edgewise.profiler.nvml import held
+
+        results.write("gpu_memory", **asdict(held(self._before, self._nvml.read(), self._nvml.why)))
 
 
 def _some(predict: Predict, batches: list[list[Item]]) -> int:
@@ -191,15 +227,15 @@ def _heat(arrival: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]] | None:
     return read_heat
 
 
-def _startup(phases: dict[str, int], ready_ns: int, answered: int) -> dict[str, int | None]:
-    """Nanoseconds by phase; 'other' is what lies between them: reading the job and its inputs."""
+def _startup(phases: dict[str, int], ready_ns: int, answered: int, aside: int) -> dict[str, int | None]:
+    """Nanoseconds by phase; 'other' is what lies between them: reading the job and its inputs, but for `aside`."""
     spawned = _spawned_ns()
     if spawned is None:
         return {"interpreter": None, "total": None, "other": None, **phases}
     interpreter = _FIRST_LINE_NS - spawned
     # Importing edgewise's contract, between the first line and the job, belongs to the imports.
     phases = {**phases, "imports": phases["imports"] + ready_ns - _FIRST_LINE_NS}
-    total = answered - spawned
+    total = answered - spawned - aside
     return {"interpreter": interpreter, "total": total, "other": total - interpreter - sum(phases.values()), **phases}
 
 

@@ -32,7 +32,7 @@ def source_of(metric: str) -> Source:
         return "known"
     if metric in TIMED:
         return "look"
-    return "full" if metric in ("energy", "roofline") or metric.startswith(_SCENARIOS) else "answers"
+    return "full" if metric in ("energy", "gpu_memory", "roofline") or metric.startswith(_SCENARIOS) else "answers"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _won(contest: Contest, stages: Sequence[Stage], winner: int) -> list[str]:
             return parts
         else:
             rival = stage.leader if stage.leader != winner else max(others, key=lambda i: float(column.score[i]))
-            more = f" ({len(others) - 1:,} more are tied)" if len(others) > 1 else ""
+            more = f" ({_more(len(others) - 1)} tied)" if len(others) > 1 else ""
             parts.append(f"{_tie(contest, stage.column, stage.leader, rival, winner)}{more}")
     others = [int(i) for i in stages[-1].after if i != winner] if stages else []
     if not others:
@@ -204,6 +204,10 @@ def _like_others(count: int, others: int) -> str:
     if others == 1:
         return ", as the other one does"
     return f", as {count:,} of the {others:,} others {'does' if count == 1 else 'do'}"
+
+
+def _more(count: int) -> str:
+    return "one more is" if count == 1 else f"{count:,} more are"
 
 
 def _all_of(budgets: Sequence[object]) -> str:

@@ -21,7 +21,8 @@ NAMES = {
     "accuracy": "Accuracy", "f1": "F1", "accuracy_drop": "Drop", "changed_answers": "Changed answers",
     "peak_rss": "Peak memory", "size": "Size", "startup": "Start-up", "throughput": "Throughput",
     "latency_mean": "Mean latency", "train_time": "Training time", "pss": "PSS", "uss": "USS", "empty_rss": "Empty RSS",
-    "worst_slice_accuracy": "Worst slice", "roofline": "Roofline", "energy": "Energy", "agreement": "Agreement",
+    "worst_slice_accuracy": "Worst slice", "roofline": "Roofline", "energy": "Energy", "gpu_memory": "GPU memory",
+    "agreement": "Agreement",
 }  # fmt: skip
 PHASES = ("startup_interpreter", "startup_imports", "startup_load", "startup_session", "startup_first")
 

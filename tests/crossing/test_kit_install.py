@@ -23,6 +23,7 @@ import edgewise
 from edgewise import kit_install
 from edgewise.bundle import read_bundle, with_run
 from edgewise.kit_install import Machine, misfit, this_machine, wheel_glibc
+from edgewise.kit_install import main as run_install
 from edgewise.pack import Kit
 
 Packed = Callable[..., Kit]
@@ -285,6 +286,33 @@ def test_a_newer_kit_and_back(prefix: Path, kit: Kit, second: Kit, install: Inst
     assert state(prefix)[0] == one
     assert install(kit.path, prefix, "--rollback").returncode == 0
     assert state(prefix)[0] == two
+
+
+def test_old_kits_are_removed_but_the_one_to_go_back_to(tmp_path: Path) -> None:
+    """Kits as an installation leaves them, empty ones: what is kept does not hang on what is in them."""
+    prefix = tmp_path / "answers"
+    for name in ("one", "two", "three", "aside"):
+        (prefix / "kits" / name / "bundle").mkdir(parents=True)
+    (prefix / "current").symlink_to(Path("kits") / "three")
+    (prefix / "history").write_text("one\ntwo\ngone\nthree\n")
+    assert run_install(["--prefix", str(prefix), "--prune"]) == 0
+    assert state(prefix) == ("three", {"two", "three"}, [])
+    assert run_install(["--prefix", str(prefix), "--prune"]) == 0  # nothing left to remove
+    assert run_install(["--prefix", str(prefix), "--rollback"]) == 0
+    assert state(prefix)[0] == "two"
+    assert run_install(["--prefix", str(prefix), "--prune"]) == 0  # after it, what it came from is an old one
+    assert state(prefix) == ("two", {"two"}, [])
+
+
+def test_nothing_is_removed_where_no_kit_is_current(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_install(["--prefix", str(tmp_path), "--prune"]) == 2
+    assert "has no kits: nothing was installed there" in capsys.readouterr().err
+    (tmp_path / "kits" / "one").mkdir(parents=True)
+    assert run_install(["--prefix", str(tmp_path), "--prune"]) == 2
+    assert "has no kit that is current: install one first" in capsys.readouterr().err
+    assert (tmp_path / "kits" / "one").is_dir()
+    with pytest.raises(SystemExit, match="2"):
+        run_install(["--prefix", str(tmp_path), "--prune", "--rollback"])
 
 
 @pytest.mark.slow

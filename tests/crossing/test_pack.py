@@ -21,10 +21,13 @@ import pytest
 from edgewise.bundle import read_bundle, with_run
 from edgewise.cli import main
 from edgewise.errors import BundleChangedError, BundleNotFoundError, PlanError
-from edgewise.pack import Kit, chosen_bundle, pack
+from edgewise.pack import Kit, _doubts, _measured_on, chosen_bundle, pack
 from edgewise.pack_wheels import BASE, KitTarget, best_wheel, needed_packages, platform_tags, read_target
+from edgewise.profiler import Store
+from edgewise.recipe import Preset
 from edgewise.results import write_selection
 from edgewise.rundir import RunFolder
+from edgewise.types import Measurement, Metric, RunSettings, Target
 
 Packed = Callable[..., Kit]
 
@@ -207,6 +210,54 @@ def test_a_run_without_a_choice_is_refused(int8_bundle: Path, tmp_path: Path) ->
         chosen_bundle(tmp_path)
     with pytest.raises(PlanError, match="is a bundle, and has no choice for a device 'pi'"):
         chosen_bundle(int8_bundle, "pi")
+
+
+def test_a_choice_by_another_machine_s_numbers_is_warned_of(
+    int8_bundle: Path, bundle_copy: Path, packed: Packed, tmp_path: Path
+) -> None:
+    """One run, measured on a PC and over there on an ARM board: the kit for the board is of the board's choice."""
+    run = RunFolder(tmp_path / "run")
+    bundle = read_bundle(int8_bundle)
+    chosen = {name: Path(shutil.copytree(int8_bundle, run.chosen(name, 2))) for name in ("here", "pi")}
+    write_selection(run, [], chosen)
+    with Store(run.store) as store:
+        for device, machine in (("here", "x86_64"), ("pi", "arm64")):
+            store.add(
+                Measurement(
+                    "m", bundle.manifest.recipe.name, bundle.digest, Target(device, RunSettings()), "single-stream",
+                    "profile", metrics=(Metric("p95", "s", 0.01),),
+                    conditions={"fingerprint": {"machine": machine}, "fingerprint_digest": device},
+                )
+            )  # fmt: skip
+
+    def warned(source: Path, device: str | None, machine: str) -> list[str]:
+        target = KitTarget(f"linux-{machine}", "3.11")
+        found = read_bundle(source) if device is None else chosen_bundle(source, device)
+        return list(_doubts(found, target, _measured_on(source, device)))
+
+    assert not any("measured" in w for w in warned(run.path, "pi", "aarch64"))
+    (told,) = (w for w in warned(run.path, "here", "aarch64") if "measured" in w)
+    assert told.startswith("it was chosen by what was measured on x86_64, and the kit is for aarch64")
+    assert not any("measured" in w for w in warned(run.path, "here", "x86_64"))
+    assert not any("measured" in w for w in warned(int8_bundle, None, "aarch64"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "machine", "better"),
+    [
+        ("avx512_vnni", "aarch64", "arm64"),
+        ("arm64", "x86_64", "avx2"),
+        ("arm64", "aarch64", ""),
+        ("avx2", "x86_64", ""),
+    ],
+)
+def test_weights_for_another_kind_of_processor_are_warned_of(
+    int8_bundle: Path, preset: Preset, machine: str, better: str
+) -> None:
+    bundle = read_bundle(int8_bundle)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, recipe=replace(bundle.manifest.recipe, preset=preset)))
+    told = list(_doubts(bundle, KitTarget(f"linux-{machine}", "3.11"), set()))
+    assert [re.search(r"preset=(\w+)", one)[1] for one in told] == ([better] if better else [])  # type: ignore[index]
 
 
 def test_a_provider_that_a_kit_has_not_is_refused(bundle_copy: Path, tmp_path: Path) -> None:
