@@ -231,10 +231,14 @@
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
       xaxis: { title: { text } }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
   }
+  function drawDevice() {
+    for (const name of document.querySelectorAll("[data-device]")) name.textContent = device().name;
+    drawTradeoff();
+  }
+  function drawBelow() { drawLatency(); drawRoofline(); drawStartup(); }
   function drawAll() {
     if (!window.Plotly) return;
-    for (const name of document.querySelectorAll("[data-device]")) name.textContent = device().name;
-    drawTradeoff(); drawLatency(); drawRoofline(); drawStartup();
+    drawDevice(); drawBelow();
   }
 
   /* ---- tables ---- */
@@ -282,26 +286,30 @@
     const output = document.querySelector(`[data-count="${table.id}"]`);
     if (output) output.textContent = `${count} of ${table.tBodies[0].rows.length} ${output.dataset.what}`;
   }
-  /* On a phone each row is a card, in which every cell says what it is. */
-  for (const table of document.querySelectorAll("table.stack")) {
-    const heads = [...table.tHead.rows[0].cells].map((th) => th.textContent.trim());
-    for (const row of table.tBodies[0].rows) for (const cell of row.cells) cell.dataset.head = heads[cell.cellIndex];
-  }
-  for (const table of document.querySelectorAll("table.data")) {
-    for (const th of table.tHead.rows[0].cells) th.querySelector("button").addEventListener("click", () => sortBy(th));
-    for (const control of document.querySelectorAll(`[data-filter="${table.id}"], select[data-status="${table.id}"]`)) {
-      // A select changed by assistive technology may send 'change' alone.
-      for (const event of ["input", "change"]) control.addEventListener(event, () => filter(table));
+  function setUpTables(part) {
+    // On a phone each row is a card, in which every cell says what it is.
+    for (const table of part.querySelectorAll("table.stack")) {
+      const heads = [...table.tHead.rows[0].cells].map((th) => th.textContent.trim());
+      for (const row of table.tBodies[0].rows) for (const cell of row.cells) cell.dataset.head = heads[cell.cellIndex];
     }
-    const button = Object.assign(document.createElement("button"), { type: "button", id: `${table.id}-more`, className: "more", hidden: true });
-    button.addEventListener("click", () => { table.dataset.whole = "yes"; filter(table); });
-    table.after(button);
-    filter(table);
+    for (const table of part.querySelectorAll("table.data")) {
+      for (const th of table.tHead.rows[0].cells) th.querySelector("button").addEventListener("click", () => sortBy(th));
+      for (const control of document.querySelectorAll(`[data-filter="${table.id}"], select[data-status="${table.id}"]`)) {
+        // A select changed by assistive technology may send 'change' alone.
+        for (const event of ["input", "change"]) control.addEventListener(event, () => filter(table));
+      }
+      const button = Object.assign(document.createElement("button"), { type: "button", id: `${table.id}-more`, className: "more", hidden: true });
+      button.addEventListener("click", () => { table.dataset.whole = "yes"; filter(table); });
+      table.after(button);
+      filter(table);
+    }
   }
+  setUpTables(document);
   const filterAll = () => { for (const table of document.querySelectorAll("table.data")) filter(table); };
   phone.addEventListener("change", filterAll);
   /* A link to a method or condition opens the block that holds it. */
-  function reveal() {
+  async function reveal() {
+    if (/^#[MC]\d+$/.test(location.hash)) await unpackMeasurements();
     const at = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (at && at.closest("details")) { at.closest("details").open = true; at.scrollIntoView(); }
   }
@@ -333,22 +341,46 @@
     filterAll();
     drawAll();
   });
+  /* What stands packed in this page. */
+  const unpacks = typeof DecompressionStream !== "undefined";
+  function unpack(id) {
+    const text = atob($(id).textContent.trim()), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+  /* Of many measurements the table is most of the page: it is made when it is opened. */
+  let measurements = null;
+  function unpackMeasurements() {
+    const script = $("packed-measurements");
+    measurements = measurements || (async () => {
+      if (!script) return;
+      const box = document.createElement("div");
+      // Our own page, its texts escaped when it was written.
+      if (unpacks) box.innerHTML = await unpack("packed-measurements");
+      else box.append("This browser is too old to unpack them; edgewise report -o report.md writes them as text.");
+      script.replaceWith(box);
+      setUpTables(box);
+    })();
+    return measurements;
+  }
+  if ($("all-measurements")) $("all-measurements").addEventListener("toggle", unpackMeasurements);
   reveal();
 
-  /* plotly's own file, unpacked from this page. */
-  async function unpack(id) {
-    const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  async function runPlotly() {
     const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
+    script.textContent = await unpack("plotly"); // its own file
     document.head.append(script);
   }
   async function plots() {
     if (!data.devices.length || !Object.keys(data.metrics).length) { $("tradeoff").hidden = true; return; }
-    if (typeof DecompressionStream === "undefined") { $("no-plots").hidden = false; return; }
+    if (!unpacks) { $("no-plots").hidden = false; return; }
     setUpAxes();
-    await unpack("plotly");
-    drawAll();
+    await runPlotly();
+    drawDevice();
+    // What is seen first is shown before what stands below is drawn.
+    await new Promise((shown) => requestAnimationFrame(() => setTimeout(shown)));
+    performance.mark("first plot");
+    drawBelow();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
     let width = innerWidth;
     addEventListener("resize", () => { if ((width < 720) !== (innerWidth < 720)) drawAll(); width = innerWidth; });

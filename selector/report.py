@@ -42,6 +42,8 @@ from edgewise.units import METRICS
 SAMPLES_EACH = 150
 SAMPLES_ALL = 20_000
 """Latency samples in the page: what is above is thinned evenly over the sorted samples, which keeps the quantiles."""
+PACKED_FROM = 200
+"""Measurements from which on their table stands packed in the page: it is most of it, and is opened by few."""
 EXAMPLES = 100
 TEXT_LIMIT = 400
 
@@ -70,13 +72,15 @@ def render_report(report: ReportData, *, examples: bool = True) -> str:
         css=Markup(_own("report.css")),  # our own file
         js=Markup(_own("report.js")),  # our own file
         plotly=packed(get_plotlyjs()),
+        pack=packed,
+        packs=len(report.measurements) >= PACKED_FROM,
         page_json=Markup(embed(_page_data(report))),  # escaped by embed
     )
 
 
-def packed(script: str) -> str:
-    """A script as gzip in base64. It takes 2 MB of the page instead of 5; browsers have unpacked gzip since 2023."""
-    return base64.b64encode(gzip.compress(script.encode(), 6, mtime=0)).decode("ascii")
+def packed(text: str) -> str:
+    """gzip in base64: plotly's script takes 2 MB of the page so, and not 5. Browsers have unpacked gzip since 2023."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode("ascii")
 
 
 def embed(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -203,7 +205,12 @@ def test_markup_in_a_slice_stays_text(report_data: ReportData, tmp_path: Path) -
 
     report = replace(report_data, measurements=tuple(map(spoil, report_data.measurements)))
     page = render_report(report)
-    assert page.count("<script") == 3
+    assert page.count("<script") == 4
+    found = re.search(r'id="packed-measurements">(.*?)</script>', page)
+    assert found
+    packed = gzip.decompress(base64.b64decode(found[1])).decode()
+    assert packed.count("<tr") == len(report.measurements) + 1
+    assert "<script" not in packed
     assert "window.hacked=1" in page
     write_markdown(tmp_path / "evil.md", report)
     assert not re.search(r"(?<!\\)<(script|img)", (tmp_path / "evil.md").read_text())
