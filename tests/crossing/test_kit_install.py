@@ -345,10 +345,12 @@ def test_an_interrupted_installation_leaves_the_old_kit(
     while not list(prefix.glob(".partial-*/kit/site/numpy")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # so that it is interrupted here, however long the other one takes
     busy = install(second.path, prefix)
     assert busy.returncode == 2
     assert "another installation is under way" in busy.stderr
     process.send_signal(how)
+    process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=60)
     current, kits, left = state(prefix)
     assert (current, kits) == (kit_id(kit), {kit_id(kit)})
