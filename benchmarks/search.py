@@ -92,7 +92,7 @@ def run(name: str, small: bool) -> None:
     with Store(store_of(name, small)) as store:
         print(f"{len(made) * len(places)} points, {len(rows)} rows", flush=True)
         measure_accuracy(made, places, rows, store=store, progress=_tell)
-        # Five processes each: fit's own rule, up to ten, takes 20 minutes a run, and the ratios are about the same.
+        # Five processes each: fit's own rule, up to ten, takes 20 minutes a run.
         rule = Rounds("p95", 0.05, 5, 5, 0.3 if small else 1.0)
         measure_latency(made, places, rows, store=store, spec=rule, seed=RUNS[name], progress=_tell)
 

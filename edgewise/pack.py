@@ -88,7 +88,7 @@ def pack(
     Raises PlanError, BundleError, UserError where a wheel cannot be had, NoSpaceError.
     """
     target = read_target(platform, python)
-    bundle = chosen_bundle(Path(run), device)
+    name, bundle = _chosen(Path(run), device)
     place = Path(out)
     _check_place(place, bundle)
     if bundle.manifest.run.provider != "cpu":
@@ -96,7 +96,7 @@ def pack(
             f"{bundle.path} is to run with the provider {bundle.manifest.run.provider!r}, and the onnxruntime of a kit "
             "has 'cpu' alone: choose for a device that runs on the CPU"
         )
-    doubts = tuple(_doubts(bundle, target, _measured_on(Path(run), device)))
+    doubts = tuple(_doubts(bundle, target, _measured_on(RunFolder(Path(run)).store, name) if name else set()))
     wheels = find_wheels(needed_packages(bundle), target, Path(wheelhouse) if wheelhouse else None, say)
     sources = _sources(bundle, wheels)
     told = _tell(bundle, target, wheels, sources)
@@ -113,10 +113,15 @@ def chosen_bundle(run: Path, device: str | None = None) -> Bundle:
 
     Raises PlanError where nothing was chosen, or more than one and no device is named; BundleError.
     """
+    return _chosen(run, device)[1]
+
+
+def _chosen(run: Path, device: str | None) -> tuple[str, Bundle]:
+    """The device that the bundle was chosen for, '' for a bundle by its path, and the bundle."""
     if (run / MANIFEST).is_file():
         if device is not None:
             raise PlanError(f"{run} is a bundle, and has no choice for a device {device!r}: leave --device out")
-        return read_bundle(run)
+        return "", read_bundle(run)
     if not run.is_dir():
         raise BundleNotFoundError(f"{run}: no such run folder or bundle; `edgewise fit` or `edgewise export` makes one")
     chosen = _choices(run)
@@ -124,9 +129,10 @@ def chosen_bundle(run: Path, device: str | None = None) -> Bundle:
         raise PlanError(f"{run} has chosen nothing for a device {device!r}; it has for {', '.join(sorted(chosen))}")
     if device is None and len(chosen) > 1:
         raise PlanError(f"{run} has a choice for each of {', '.join(sorted(chosen))}: name one by --device")
-    told = chosen[device] if device is not None else next(iter(chosen.values()))
+    name = device if device is not None else next(iter(chosen))
+    told = chosen[name]
     # A bundle by another digest would be one that the numbers of this run are not about.
-    return read_bundle(run / Path(told["path"]).name, expect=told["content_digest"])
+    return name, read_bundle(run / Path(told["path"]).name, expect=told["content_digest"])
 
 
 def _choices(run: Path) -> dict[str, dict[str, str]]:
@@ -163,17 +169,14 @@ def _check_place(place: Path, bundle: Bundle) -> None:
 # ---- whether what was measured holds there
 
 
-def _measured_on(run: Path, device: str | None) -> set[str]:
-    """Machines ('x86_64') that a run's choice for the device was measured on; empty for a bundle by its path."""
+def _measured_on(path: Path, device: str) -> set[str]:
+    """Machines ('x86_64') that a run's store has the device as; empty where there is no store."""
     from edgewise.profiler import Store
 
-    if (run / MANIFEST).is_file():
+    if not path.is_file():
         return set()
-    name = device if device is not None else next(iter(_choices(run)))
-    if not RunFolder(run).store.is_file():
-        return set()
-    with Store(RunFolder(run).store) as store:
-        timed = [m for m in store.measurements() if m.target and m.target.device == name]
+    with Store(path) as store:
+        timed = [m for m in store.measurements() if m.target and m.target.device == device]
     found = (m.conditions.get("fingerprint") for m in timed)
     return {read_machine(f["machine"]) for f in found if isinstance(f, Mapping) and isinstance(f.get("machine"), str)}
 

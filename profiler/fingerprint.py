@@ -218,14 +218,18 @@ def _gpus(root: Path) -> tuple[str, ...]:
     words = (_read(root / "proc/driver/nvidia/version") or "").split("\n", 1)[0].split()
     number = next((w for w in words if w[:1].isdigit() and "." in w), "of unknown version")
     for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        lines = dict(line.split(":", 1) for line in (_read(file) or "").splitlines() if ":" in line)
-        found.append(f"{lines.get('Model', 'NVIDIA').strip()}, driver {number}")
+        found.append(f"{_told(file, ':').get('Model', 'NVIDIA').strip()}, driver {number}")
     for file in sorted((root / "sys/class/drm").glob("card*/device/uevent")):
-        told = dict(line.split("=", 1) for line in (_read(file) or "").splitlines() if "=" in line)
+        told = _told(file, "=")
         driver, pci = told.get("DRIVER"), told.get("PCI_ID")
         if driver and driver != "nvidia" and "-" not in file.parts[-3]:  # card0-HDMI-A-1 is a plug
             found.append(f"{driver} {pci}" if pci else driver)
     return tuple(found)
+
+
+def _told(path: Path, between: str) -> dict[str, str]:
+    """The lines 'name between value' of a file."""
+    return dict(line.split(between, 1) for line in (_read(path) or "").splitlines() if between in line)
 
 
 def _memory(root: Path, why: dict[str, str]) -> int | None:

@@ -18,6 +18,8 @@ import numpy as np
 from edgewise.arrival import Arrival
 from edgewise.errors import WorkerError
 from edgewise.paired import Bounds
+from edgewise.profiler.energy import Energy
+from edgewise.profiler.nvml import Held
 from edgewise.profiler.plumbing import Subject, token_distribution
 from edgewise.profiler.queries import inputs_a_query
 from edgewise.profiler.results import Calls, WorkerResult, read_result
@@ -350,10 +352,7 @@ def _gpu_memory(results: Sequence[WorkerResult], level: float) -> tuple[Metric, 
         return ()
     missing = next((h.why for h in read if h.bytes is None), "not read")
     found = _over_processes("gpu_memory", "B", [h.bytes for h in read], level, 1.0, missing)
-    estimated = next((h for h in read if h.kind == "estimated"), None)
-    if found.value is None or estimated is None:
-        return (found,)
-    return (replace(found, kind="estimated", why=estimated.why),)
+    return (found if found.value is None else _as_read(found, read),)
 
 
 def _energy(results: Sequence[WorkerResult], inputs: int, level: float) -> Metric:
@@ -367,11 +366,13 @@ def _energy(results: Sequence[WorkerResult], inputs: int, level: float) -> Metri
     if not read or None in joules:
         return Metric("energy", "J", None, n=0, kind="unavailable", why=missing)
     mean = mean_bounds([j for j in joules if j is not None], level).as_metric("energy", "J", level)
-    estimated = next((e for e in read if e.kind == "estimated"), None)
-    method = f"{read[0].source}, {mean.method}"
-    if estimated:
-        return replace(mean, method=method, kind="estimated", why=estimated.why)
-    return replace(mean, method=method)
+    return _as_read(replace(mean, method=f"{read[0].source}, {mean.method}"), read)
+
+
+def _as_read(metric: Metric, read: Sequence[Energy | Held]) -> Metric:
+    """The metric over processes, an estimate where one of them read no better."""
+    estimated = next((r for r in read if r.kind == "estimated"), None)
+    return metric if estimated is None else replace(metric, kind="estimated", why=estimated.why)
 
 
 def _over_processes(name: str, unit: str, values: Sequence[int | None], level: float, scale: float, why: str) -> Metric:

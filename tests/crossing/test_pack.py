@@ -21,7 +21,7 @@ import pytest
 from edgewise.bundle import read_bundle, with_run
 from edgewise.cli import main
 from edgewise.errors import BundleChangedError, BundleNotFoundError, PlanError
-from edgewise.pack import Kit, _doubts, _measured_on, chosen_bundle, pack
+from edgewise.pack import Kit, _chosen, _doubts, _measured_on, chosen_bundle, pack
 from edgewise.pack_wheels import BASE, KitTarget, best_wheel, needed_packages, platform_tags, read_target
 from edgewise.profiler import Store
 from edgewise.recipe import Preset
@@ -231,9 +231,9 @@ def test_a_choice_by_another_machine_s_numbers_is_warned_of(
             )  # fmt: skip
 
     def warned(source: Path, device: str | None, machine: str) -> list[str]:
-        target = KitTarget(f"linux-{machine}", "3.11")
-        found = read_bundle(source) if device is None else chosen_bundle(source, device)
-        return list(_doubts(found, target, _measured_on(source, device)))
+        name, found = _chosen(source, device)
+        measured_on = _measured_on(RunFolder(source).store, name) if name else set()
+        return list(_doubts(found, KitTarget(f"linux-{machine}", "3.11"), measured_on))
 
     assert not any("measured" in w for w in warned(run.path, "pi", "aarch64"))
     (told,) = (w for w in warned(run.path, "here", "aarch64") if "measured" in w)
