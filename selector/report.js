@@ -45,6 +45,22 @@
       modebar: { bgcolor: "rgba(0,0,0,0)", color: t.line, activecolor: t.ink }, xaxis: axis(xaxis), yaxis: axis(yaxis), ...rest };
   }
 
+  /* A plot is drawn when it is a screen away or nearer; on paper all of them are. */
+  const drawn = new WeakSet(), waiting = new Map();
+  function put(box, traces, form) {
+    if (drawn.has(box) || printing) { waiting.delete(box); drawn.add(box); Plotly.react(box, traces, form, CONFIG); return; }
+    waiting.set(box, [traces, form]);
+    nearing.observe(box);
+  }
+  const nearing = new IntersectionObserver((changes) => {
+    for (const { target, isIntersecting } of changes) {
+      if (!isIntersecting || !waiting.has(target)) continue;
+      nearing.unobserve(target);
+      drawn.add(target);
+      put(target, ...waiting.get(target));
+    }
+  }, { rootMargin: "100% 0px" });
+
   /* ---- trade-off ---- */
   function options(select, names, value) {
     select.replaceChildren(...names.map((n) => new Option(data.metrics[n].name, n, n === value, n === value)));
@@ -198,8 +214,8 @@
     const annotations = limits.map((b) => ({ x: b.limit * 1000, yref: "paper", y: 1, yanchor: "bottom", showarrow: false,
       text: esc(`${b.metric} ${b.op === "<=" ? "≤" : "≥"} ${b.text}`), font: { color: t.bad, size: 11.5 } }));
     box.style.height = `${90 + (box.clientWidth < 560 ? 40 : 30) * rows.length}px`;
-    Plotly.react(box, traces, layout({ shapes, annotations, margin: { l: 20, r: 16, t: 48, b: 46 },
-      xaxis: { title: { text: "Time of one call (ms)" }, rangemode: "tozero" }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
+    put(box, traces, layout({ shapes, annotations, margin: { l: 20, r: 16, t: 48, b: 46 },
+      xaxis: { title: { text: "Time of one call (ms)" }, rangemode: "tozero" }, yaxis: rowAxis(rows, box.clientWidth) }));
   }
   function drawStartup() {
     const box = $("plot-startup");
@@ -227,9 +243,9 @@
   }
   function drawBars(box, traces, rows, text) {
     box.style.height = `${110 + (box.clientWidth < 560 ? 40 : 28) * rows.length}px`;
-    Plotly.react(box, traces, layout({ barmode: "stack", bargap: 0.4, margin: { l: 20, r: 16, t: 56, b: 46 },
+    put(box, traces, layout({ barmode: "stack", bargap: 0.4, margin: { l: 20, r: 16, t: 56, b: 46 },
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
-      xaxis: { title: { text } }, yaxis: rowAxis(rows, box.clientWidth) }), CONFIG);
+      xaxis: { title: { text } }, yaxis: rowAxis(rows, box.clientWidth) }));
   }
   function drawDevice() {
     for (const name of document.querySelectorAll("[data-device]")) name.textContent = device().name;
@@ -307,11 +323,17 @@
   setUpTables(document);
   const filterAll = () => { for (const table of document.querySelectorAll("table.data")) filter(table); };
   phone.addEventListener("change", filterAll);
+  /* Until all of the page is laid out nobody knows how far down a place in it is. */
+  const layOut = () => document.documentElement.classList.add("whole");
   /* A link to a method or condition opens the block that holds it. */
   async function reveal() {
+    if (location.hash.length < 2) return;
+    layOut();
     if (/^#[MC]\d+$/.test(location.hash)) await unpackMeasurements();
-    const at = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (at && at.closest("details")) { at.closest("details").open = true; at.scrollIntoView(); }
+    const at = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!at) return;
+    if (at.closest("details")) at.closest("details").open = true;
+    at.scrollIntoView();
   }
   addEventListener("hashchange", reveal);
 
@@ -377,14 +399,13 @@
     setUpAxes();
     await runPlotly();
     drawDevice();
-    // What is seen first is shown before what stands below is drawn.
+    // What is seen first is shown before what stands below is prepared.
     await new Promise((shown) => requestAnimationFrame(() => setTimeout(shown)));
-    performance.mark("first plot");
     drawBelow();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
     let width = innerWidth;
     addEventListener("resize", () => { if ((width < 720) !== (innerWidth < 720)) drawAll(); width = innerWidth; });
   }
   // Let the page show before the plots are made.
-  setTimeout(() => plots().then(() => { document.documentElement.dataset.ready = "yes"; }), 0);
+  setTimeout(() => plots().then(() => { document.documentElement.dataset.ready = "yes"; setTimeout(layOut, 200); }), 0);
 })();

@@ -111,8 +111,9 @@ def kept_words() -> Callable[[Bundle, Path], list[int]]:
 def hold() -> Callable[..., None]:
     """(bundle, answers, PyTorch's) -> nothing, or an assertion that fails.
 
-    The manifest tells of a parity within its tolerance, and what another tool than the exporter answers through the
-    bundle, float32 [decisions, labels] or [texts, features], is as near to PyTorch.
+    The manifest tells of a parity within its tolerance, of what is lost against fp32, and of tools that load it. What
+    another tool than the exporter answers through the bundle, float32 [decisions, labels] or [texts, features], is as
+    near to PyTorch.
     """
 
     def check(bundle: Bundle, found: np.ndarray, wanted: np.ndarray) -> None:
@@ -124,6 +125,15 @@ def hold() -> Callable[..., None]:
         assert (allowed["largest_absolute_difference"] is not None) == exact
         if exact and "largest_scaled_difference" not in parity:
             assert parity["largest_absolute_difference"] <= allowed["largest_absolute_difference"]
+        if not exact and recipe.cache == "portable":
+            lost = parity["against_fp32"]
+            assert 0 <= lost["share_changed"] <= 1
+            assert lost["rows"] >= 4
+            assert lost["batch"]["batch_size"] == 8
+            assert lost["drop"] <= lost["drop_at_most"]
+        if recipe.cache == "portable" and not recipe.offline:
+            for tool in ("optimum", "optimum_batched"):
+                assert manifest.loads_in[tool]["ok"], (recipe, manifest.loads_in)
         assert found.shape == wanted.shape
         assert np.isfinite(found).all()
         features = manifest.task.endswith("feature-extraction")

@@ -71,6 +71,16 @@ def requests(browser: Any) -> list[str]:
     return [url for url in asked if not url.startswith("chrome://")]
 
 
+def come_near(browser: Any, plot: str) -> None:
+    """Scroll to a plot: one that is more than a screen away is not drawn yet."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", plot)
+    WebDriverWait(browser, 20).until(
+        lambda b: b.execute_script("return document.getElementById(arguments[0]).data", plot)
+    )
+
+
 def column(browser: Any, table: str, index: int) -> list[str]:
     """Sort values of the rows that are shown."""
     found: list[str] = browser.execute_script(
@@ -201,7 +211,10 @@ def test_the_axes_and_the_device_switch(page: Any) -> None:
     assert len(board) == 48
     assert board != first
     assert "p95 3.07 ms" in said
-    # The other plots follow, and say so.
+    # The other plots follow, and say so, those too that were not drawn before.
+    for plot in ("plot-latency", "plot-roofline", "plot-startup"):
+        come_near(page, plot)
+    page.execute_script("scrollTo(0, 0)")
     keys = page.execute_script(
         "return ['latency', 'roofline', 'startup'].map((n) => document.getElementById(`plot-${n}`).data[0].y[0])"
     )
@@ -212,6 +225,43 @@ def test_the_axes_and_the_device_switch(page: Any) -> None:
     assert lines == 2, "one line a budget on these axes"
     page.find_element(By.ID, "bars").click()
     assert page.execute_script("return document.getElementById('plot-tradeoff').data.some((t) => t.error_x)")
+
+
+def test_a_plot_is_drawn_when_it_comes_near(page: Any) -> None:
+    data = "return [...document.querySelectorAll('.plot')].map((d) => [d.id, Boolean(d.data), d.clientHeight > 100])"
+    found = page.execute_script(data)
+    assert found[0][:2] == ["plot-tradeoff", True]
+    assert found[-1][:2] == ["plot-startup", False]
+    assert all(has_room for _, _, has_room in found), "nothing moves when a plot is drawn"
+    page.execute_script(
+        "const rows = document.getElementById('startup-rows');"
+        "rows.value = 'all'; rows.dispatchEvent(new Event('change'))"
+    )
+    assert page.execute_script(data)[-1][1] is False
+    come_near(page, "plot-startup")
+    rows = page.execute_script("return document.getElementById('plot-startup').data[0].y.length")
+    assert rows == 48, "drawn as it was asked for last"
+
+
+def test_a_link_leads_to_its_section_at_once(page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page.refresh()  # nothing below was laid out yet
+    WebDriverWait(page, 60).until(lambda b: b.execute_script("return document.documentElement.dataset.ready"))
+    page.execute_script("arguments[0].click()", page.find_element(By.CSS_SELECTOR, "nav a[href='#startup']"))
+    drawn = "return document.getElementById('plot-startup').data"
+    WebDriverWait(page, 20).until(lambda b: b.execute_script(drawn))
+    top = page.execute_script("return document.getElementById('startup').getBoundingClientRect().top")
+    assert 0 <= top < 200
+
+
+def test_on_paper_every_plot_is_drawn(page: Any) -> None:
+    page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    drawn = page.execute_script("return [...document.querySelectorAll('.plot')].map((d) => Boolean(d.data))")
+    page.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert len(drawn) == 4
+    assert all(drawn)
 
 
 def test_a_verdict_opens_and_a_method_link_leads_into_the_closed_block(page: Any) -> None:
