@@ -26,6 +26,10 @@ _ANSWERS: dict[str, tuple[Task, ...]] = {
     "target": ("text2text-generation",),
 }
 """Option that names the column with what is right -> the tasks that have it."""
+_OF_SCENARIOS = {
+    "streams": "multi-stream", "rate": "server", "every": "paced", "minutes": "sustained", "new_tokens": "generation",
+}  # fmt: skip
+"""Option -> the one scenario that it is for."""
 _MADE_UP = Row(text="numbers made up for the graph's inputs")
 
 
@@ -101,9 +105,16 @@ def arrivals_asked(args: argparse.Namespace, task: Task | None) -> tuple[Arrival
         raise PlanError(f"--scenario generation is for bundles that write ({', '.join(WRITING_TASKS)}), not for {what}")
     if len(set(names)) < len(names):
         raise PlanError(f"--scenario {args.scenario!r} names one twice")
+    for option, scenario in _OF_SCENARIOS.items():
+        if getattr(args, option) is not None and scenario not in names:
+            raise PlanError(
+                f"--{option.replace('_', '-')} {getattr(args, option)} is for the scenario {scenario}, which is not "
+                f"asked for: --scenario {','.join([*(names if args.scenario else ()), scenario])}"
+            )
     rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
     every = None if args.every is None else parse_quantity("--every", args.every, "s")
-    return tuple(Arrival(name, args.streams, rate, every, args.minutes, args.new_tokens) for name in names)
+    given = {n: getattr(args, n) for n in ("streams", "minutes", "new_tokens") if getattr(args, n) is not None}
+    return tuple(Arrival(name, rate=rate, every_s=every, **given) for name in names)
 
 
 def _task(bundles: Sequence[Bundle]) -> Task:

@@ -43,4 +43,6 @@ def show_fact(key: str, fingerprint: Mapping[str, Any]) -> str:
         return ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
+    if key == "memory_limit":  # of a small device: in the unit that reads best
+        return show(float(value), "B")
     return f"{value / 1e9:.1f} GB" if key.endswith(("memory", "bytes")) else str(value)

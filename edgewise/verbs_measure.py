@@ -66,12 +66,12 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         "--scenario", metavar="S,...",
         help=f"{', '.join(SCENARIOS)} (default: generation for bundles that write, single-stream for the others)",
     )  # fmt: skip
-    parser.add_argument("--streams", type=int, default=8, help="inputs of a multi-stream query (default: %(default)s)")
+    parser.add_argument("--streams", type=int, metavar="N", help="of multi-stream: inputs of a query (default: 8)")
     parser.add_argument("--rate", metavar="R", help="of server: queries, such as '20 /s'")
     parser.add_argument("--every", metavar="T", help="of paced: from one call to the next, such as '50 ms'")
     parser.add_argument("--minutes", type=float, help="of sustained: how long")
-    parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="of generation (default: %(default)s)")
-    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--new-tokens", type=int, metavar="N", help="of generation: tokens to write (default: 32)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of each bound (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the measurements as JSON on standard output")
 
 
@@ -102,6 +102,8 @@ def run_profile(args: argparse.Namespace) -> int:
     else:
         for m in found:
             _print_measurement(m)
+        if any(x.low is not None for m in found for x in m.metrics):
+            print(f"\n[low, high]: a one-sided bound each, at {100 * args.confidence:.12g}%; times over processes")
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
 
@@ -179,13 +181,21 @@ def _print_measurement(m: Measurement) -> None:
     print(f"\n{m.candidate}/{m.recipe} on {where}, {m.scenario}")
     if m.status == "failed":
         print(f"  failed: {m.reason}")
+    width = max([20, *(len(x.name) for x in m.metrics)])
     for x in m.metrics:
         if x.value is None:
-            print(f"  {x.name:<20} -            {x.why}")
+            print(f"  {x.name:<{width}} -            {x.why}")
             continue
         bounds = f"[{show(x.low, x.unit)}, {show(x.high, x.unit)}]" if x.low is not None and x.high is not None else ""
-        print(f"  {x.name:<20} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}")
+        kind = "" if x.kind == "measured" else f"  {x.kind}"
+        print(f"  {x.name:<{width}} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}{kind}")
     rounds = m.conditions.get("rounds") or {}
+    if rounds.get("wide"):
+        print(f"  {'wide':<20} {rounds['stopped']}")
+    if rounds.get("repeated"):
+        print(f"  {'repeated':<20} {len(rounds['repeated'])} of {rounds['count']} rounds, which were disturbed")
+    if late := m.conditions.get("late"):
+        print(f"  {'late':<20} {sum(late):,} of {sum(rounds['calls']):,} calls: due before the last was answered")
     for name, about in (
         ("disturbed", "other processes took the machine"),
         ("unsteady", "the thirds of a process differ"),

@@ -35,6 +35,7 @@ from edgewise.profiler.plumbing import (
     job_subject,
     no_progress,
     pick_devices,
+    rows_apart_from_slices,
     token_distribution,
 )
 from edgewise.profiler.proportions import confusion, f1_bounds, wilson_bounds
@@ -165,6 +166,7 @@ class _Run:
         self, rows: list[Row], inputs_digest: str, store: Store, level: float, stage: Stage, progress: Progress
     ) -> None:
         self.rows, self.inputs_digest, self.store = rows, inputs_digest, store
+        self.apart = rows_apart_from_slices(rows)
         self.level, self.stage, self.progress = level, stage, progress
         self.children = Children()
         self.finished: dict[int, Measurement] = {}
@@ -400,6 +402,7 @@ class _Run:
             "settings": self._settings(task.device, task.subject),
             "settings_digest": task.key.settings_digest,
             "device": device_conditions(task.device),
+            **self.apart,
         }
 
     def _conditions(self, task: _Task, answers: _Answers) -> dict[str, Any]:

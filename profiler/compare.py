@@ -31,7 +31,8 @@ from edgewise.units import METRICS, PERCENTILES
 Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
 
 COMPARED = (
-    "p50", "p95", "p99", "multistream_p95", "server_p95", "paced_p95", "offline_throughput", "sustained_throughput",
+    "p50", "p95", "p99", "multistream_p50", "multistream_p95", "server_p50", "server_p95", "paced_p50", "paced_p95",
+    "offline_throughput", "sustained_throughput",
     "ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "token_throughput",
     "startup", "peak_rss", "gpu_memory", "size", "energy", "accuracy", "perplexity",
 )  # fmt: skip
@@ -63,11 +64,13 @@ class Difference:
     level: float | None = None
     why: str = ""
     """Why it is not comparable, or what else the numbers depend on."""
+    lost: bool = False
+    """Measured in the first run, and failed or missing in the second."""
 
     @property
     def regression(self) -> bool:
         """What a job should stop at: shown to be worse, or failed or missing in the second run alone."""
-        return self.verdict == "worse" or (self.verdict == "not comparable" and self.b is None and self.a is not None)
+        return self.verdict == "worse" or self.lost
 
 
 @dataclass(frozen=True)
@@ -199,9 +202,13 @@ def _differences(subject: str, pair: _Pair, names: Sequence[str]) -> list[Differ
     if m.status == "failed":
         state = "also in the second" if n.status == "failed" else "measured in the second"
         return [Difference(subject, "", "", None, None, "not comparable", why=f"failed in the first run, {state}")]
-    return [
-        _of_metric(subject, pair, name) for name in names if _value(m, name) is not None or _value(n, name) is not None
-    ]
+    known = [name for name in names if _value(m, name) is not None or _value(n, name) is not None]
+    if not known and names == COMPARED:
+        there = dict.fromkeys(x.name for both in (m, n) for x in both.metrics if _value(both, x.name) is not None)
+        more = f"; --metric takes {', '.join(there)}" if there else ""
+        why = f"none of the metrics that are compared is known of either run{more}"
+        return [Difference(subject, "", "", None, None, "not comparable", why=why)]
+    return [_of_metric(subject, pair, name) for name in known]
 
 
 def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
@@ -211,7 +218,9 @@ def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
     if x is None or y is None or a is None or b is None:
         where, metric = ("second", y) if b is None else ("first", x)
         why = f": {metric.why}" if metric is not None and metric.why else ""
-        return Difference(subject, name, unit, a, b, "not comparable", why=f"not known of the {where} run{why}")
+        return Difference(
+            subject, name, unit, a, b, "not comparable", why=f"not known of the {where} run{why}", lost=b is None
+        )
     reason = "" if x.unit == "B" else _not_the_same(pair.m, pair.n)
     if reason:
         return Difference(subject, name, unit, a, b, "not comparable", why=reason)
@@ -220,17 +229,21 @@ def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
 
 def _gone(subject: str, m: Measurement, names: Sequence[str], why: str) -> Difference:
     first = next((x for name in names if (x := m.metric(name)) is not None and x.value is not None), None)
-    if first is None:
-        return Difference(subject, "", "", None, None, "not comparable", why=why)
-    return Difference(subject, first.name, first.unit, first.value, None, "not comparable", why=why)
+    gone = Difference(subject, "", "", None, None, "not comparable", why=why, lost=m.status == "ok")
+    return gone if first is None else replace(gone, metric=first.name, unit=first.unit, a=first.value)
 
 
 def _not_the_same(m: Measurement, n: Measurement) -> str:
     """Why two measurements are of different things, or ''."""
-    if m.inputs_digest != n.inputs_digest:
+    if _rows_of(m) != _rows_of(n):
         return "the rows, or their labels, are not the same"
     scenarios = [x.conditions.get("scenario") for x in (m, n)]
     return "" if scenarios[0] == scenarios[1] else f"the scenarios differ: {scenarios[0]}, then {scenarios[1]}"
+
+
+def _rows_of(m: Measurement) -> str:
+    """The digest of the rows, whatever slices they were put in."""
+    return str(m.conditions.get("rows_digest") or m.inputs_digest)
 
 
 def _difference(subject: str, pair: _Pair, x: Metric, y: Metric) -> Difference:

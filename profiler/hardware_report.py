@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgewise.errors import StoreError
@@ -18,7 +19,9 @@ _MACHINE = (
 )  # fmt: skip
 _STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
 _MEMORY = ("peak_rss", "empty_rss", "pss", "uss", "gpu_memory", "size")
-_MOST_TYPES, _MOST_INPUTS = 5, 6
+_MOST_TYPES, _MOST_INPUTS, _MOST_MOMENTS = 5, 6, 10
+Who = Callable[[Measurement], tuple[str, str]]
+"""A measurement to its bundle and its run, in words."""
 
 
 def hardware_report(store: Store, title: str) -> str:
@@ -31,34 +34,78 @@ def hardware_report(store: Store, title: str) -> str:
     single = [m for m in good if m.scenario == "single-stream"]
     timed = [m for m in good if m.scenario in SCENARIOS]
     with_process = [m for m in timed if m.metric("startup") is not None]
+    places = _Places(found)
+    who = places.who
     parts = [
         [f"# {title}", "", f"Measured from {created[0]} to {created[-1]}; {len(found)} measurements."],
-        _machines(found),
+        _machines(found, places),
         _how(timed),
-        _numbers("Time of a call", single, [*PERCENTILES, "latency_mean", "throughput", "roofline"]),
-        _scenarios([m for m in timed if m.scenario != "single-stream"]),
-        _numbers("Start-up", with_process, _STARTUP),
-        _numbers("Memory and size", with_process, _MEMORY),
-        _inside(timed),
-        _answers([m for m in good if m.scenario in ("accuracy", "comparison")]),
-        _failed([m for m in found if m.status == "failed"]),
+        _numbers("Time of a call", single, [*PERCENTILES, "latency_mean", "throughput", "roofline"], who),
+        _scenarios([m for m in timed if m.scenario != "single-stream"], who),
+        _over_time([m for m in timed if m.conditions.get("windows")], who),
+        _numbers("Start-up", with_process, _STARTUP, who),
+        _numbers("Memory and size", with_process, _MEMORY, who),
+        _phases(with_process, who),
+        _disk(with_process),
+        _energy(timed, places),
+        _inside(timed, places),
+        _answers([m for m in good if m.scenario in ("accuracy", "comparison")], who),
+        _failed([m for m in found if m.status == "failed"], places),
         _meaning(good),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def _key(m: Measurement) -> tuple[Any, ...]:
-    return m.candidate, m.recipe, m.target.text() if m.target else "", m.scenario, m.stage
+    # One name may have stood for several machines: what was measured on one is not taken for the other's.
+    return m.candidate, m.recipe, m.target.text() if m.target else "", m.scenario, m.stage, _fingerprint(m)
 
 
-def _machines(found: Sequence[Measurement]) -> list[str]:
+def _fingerprint(m: Measurement) -> str:
+    return str(m.conditions.get("fingerprint_digest") or "")
+
+
+class _Places:
+    """What the machines are called: by their device, and with a number where several had that name."""
+
+    def __init__(self, found: Sequence[Measurement]) -> None:
+        self.several: dict[str, list[str]] = {}
+        """Device -> its fingerprints, in the order in which they were measured."""
+        for m in found:
+            known = self.several.setdefault(m.target.device if m.target else "", [])
+            if (digest := _fingerprint(m)) and digest not in known:
+                known.append(digest)
+
+    def name(self, m: Measurement) -> str:
+        """'here', or 'here (2)'."""
+        device = m.target.device if m.target else ""
+        known, digest = self.several.get(device, []), _fingerprint(m)
+        return f"{device} ({known.index(digest) + 1})" if len(known) > 1 and digest in known else device
+
+    def who(self, m: Measurement) -> tuple[str, str]:
+        """Bundle and run."""
+        stage = ", confirm" if m.stage == "confirm" else ""
+        where = f"{self.name(m)}: {m.target.run.text()}" if m.target else ""
+        return f"{m.candidate}/{m.recipe}", f"{where}{stage}"
+
+    def who_did(self, m: Measurement) -> tuple[str, str]:
+        """The same with the scenario, where it is not the usual one."""
+        bundle, run = self.who(m)
+        return bundle, run if m.scenario == "single-stream" else f"{run}, {m.scenario}"
+
+
+def _machines(found: Sequence[Measurement], places: _Places) -> list[str]:
     lines = ["## Machines"]
-    seen: dict[tuple[str, str | None], Mapping[str, Any]] = {}
+    seen: dict[str, Mapping[str, Any]] = {}
     for m in found:
         machine = m.conditions.get("fingerprint")
         if machine and m.target:
-            seen.setdefault((m.target.device, machine.get("digest")), machine)
-    for (device, _), machine in seen.items():
+            seen.setdefault(places.name(m), machine)
+    for device, digests in places.several.items():
+        if len(digests) > 1:
+            lines += ["", f"{_escape(device)} was {len(digests)} machines, or one that changed in between: "
+                      "what was measured on each stands apart, under its number."]  # fmt: skip
+    for device, machine in seen.items():
         rows = [(name, show_fact(name, machine)) for name in _MACHINE]
         rows += [(f"version of {p}", str(v)) for p, v in (machine.get("versions") or {}).items()]
         lines += ["", f"**{_escape(device)}**", "", *_table(("what", "value"), rows)]
@@ -86,6 +133,19 @@ def _how(timed: Sequence[Measurement]) -> list[str]:
     lines += [f"- {text}" for text in inputs[:_MOST_INPUTS]]
     if len(inputs) > _MOST_INPUTS:
         lines.append(f"- {len(inputs) - _MOST_INPUTS} more mixes of inputs: `edgewise measurements export` has them.")
+    again = [len(r["repeated"]) for r in rounds if r.get("repeated")]
+    if again:
+        lines.append(
+            f"- Repeated: {sum(again)} rounds that were disturbed, in {len(again)} measurements; the calmer one of the "
+            "two counts."
+        )
+    late = [(m, m.conditions["late"]) for m in timed if m.conditions.get("late")]
+    for m, counts_late in late:
+        lines.append(
+            f"- {m.candidate}/{m.recipe}, {m.conditions.get('scenario')}: {sum(counts_late):,} of "
+            f"{sum((m.conditions.get('rounds') or {}).get('calls') or []):,} calls were due before the one before them "
+            "was answered."
+        )
     for name, about in (
         ("disturbed", "other processes took more than a tenth of the machine"),
         ("unsteady", "the time of a call moved within the round by more than a tenth"),
@@ -116,30 +176,113 @@ def _span(values: Sequence[int]) -> str:
     return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
 
 
-def _numbers(title: str, found: Sequence[Measurement], names: Sequence[str]) -> list[str]:
-    there = [n for n in names if any((x := m.metric(n)) is not None and x.value is not None for m in found)]
+def _numbers(title: str, found: Sequence[Measurement], names: Sequence[str], who: Who) -> list[str]:
+    """A percentile has its column even where no sample was large enough for it: how many calls it needs is said."""
+    there = [
+        n
+        for n in names
+        if any((x := m.metric(n)) is not None and (x.value is not None or n in PERCENTILES) for m in found)
+    ]
     if not there:
         return []
     header = ("bundle", "run", *(n.replace("startup_", "").replace("_", " ") for n in there))
-    return [f"## {title}", "", *_table(header, [(*_who(m), *(_cell(m.metric(n)) for n in there)) for m in found])]
+    return [f"## {title}", "", *_table(header, [(*who(m), *(_cell(m.metric(n)) for n in there)) for m in found])]
 
 
-def _scenarios(found: Sequence[Measurement]) -> list[str]:
+def _scenarios(found: Sequence[Measurement], who: Who) -> list[str]:
     lines: list[str] = []
     for scenario in SCENARIOS:
         same = [m for m in found if m.scenario == scenario]
-        own = dict.fromkeys(x.name for m in same for x in m.metrics if x.value is not None)
+        own = dict.fromkeys(x.name for m in same for x in m.metrics if x.value is not None or _needs(x))
         names = [n for n in own if n not in (*_STARTUP, *_MEMORY, "energy")]
         if not same or not names:
             continue
         texts = dict.fromkeys(str(m.conditions.get("scenario", scenario)) for m in same)
-        rows = [(*_who(m), *(_cell(m.metric(n)) for n in names)) for m in same]
+        rows = [(*who(m), *(_cell(m.metric(n)) for n in names)) for m in same]
         header = ("bundle", "run", *(n.replace("_", " ") for n in names))
         lines += ["", f"### {'; '.join(texts)}", "", *_table(header, rows)]
     return ["## Other scenarios", *lines] if lines else []
 
 
-def _inside(timed: Sequence[Measurement]) -> list[str]:
+def _over_time(found: Sequence[Measurement], who: Who) -> list[str]:
+    """Throughput, clock and temperature while the bundle ran on and on."""
+    lines: list[str] = []
+    for m in found:
+        windows, size = m.conditions["windows"], m.target.run.batch_size if m.target else 1
+        count = min(_MOST_MOMENTS, len(windows))
+        parts = [windows[i * len(windows) // count : (i + 1) * len(windows) // count] for i in range(count)]
+        rows = [
+            (
+                _moment(part[0]["start_s"], windows[-1]["start_s"]),
+                show(size * sum(w["calls"] for w in part) / (sum(w["span_ns"] for w in part) / 1e9), "1/s"),
+                _mean(part, "mhz", "MHz"),
+                _mean(part, "celsius", "°C"),
+            )
+            for part in parts
+        ]
+        lines += [
+            "",
+            f"### {_escape(', '.join(who(m)))}",
+            "",
+            *_table(("from", "throughput", "clock", "temperature"), rows),
+        ]
+    return ["## Over time", *lines] if lines else []
+
+
+def _moment(seconds: float, last: float) -> str:
+    return f"{seconds / 60:.1f} min" if last >= 300 else f"{seconds:.1f} s"
+
+
+def _mean(windows: Sequence[Mapping[str, Any]], name: str, unit: str) -> str:
+    known = [w[name] for w in windows if w.get(name) is not None]
+    return f"{statistics.fmean(known):.0f} {unit}" if known else "unknown"
+
+
+def _phases(found: Sequence[Measurement], who: Who) -> list[str]:
+    """Memory at the ends of phases: the median over processes."""
+    names = {"first": "after the first answer", "end": "after the last call"}
+    kinds = ("rss", "pss", "uss")
+    rows = []
+    for m in found:
+        memory = m.conditions.get("memory") or {}
+        cells = [_median([r[kind] for r in memory.get(p) or () if r]) for p in names for kind in kinds]
+        if any(cell != "-" for cell in cells):
+            rows.append((*who(m), *cells))
+    if not rows:
+        return []
+    header = ("bundle", "run", *(f"{kind.upper()} {text}" for text in names.values() for kind in kinds))
+    return ["### At the ends of phases", "", *_table(header, list(dict.fromkeys(rows)))]
+
+
+def _median(values: Sequence[int | None]) -> str:
+    known = [v for v in values if v is not None]
+    return show(float(statistics.median(known)), "B") if known and len(known) == len(values) else "-"
+
+
+def _disk(found: Sequence[Measurement]) -> list[str]:
+    """What takes the bundles' bytes."""
+    disks = {f"{m.candidate}/{m.recipe}": m.conditions["disk"] for m in found if m.conditions.get("disk")}
+    parts = list(dict.fromkeys(part for disk in disks.values() for part in disk))
+    if not parts:
+        return []
+    rows = [(name, *(show(float(disk[p]), "B") if p in disk else "-" for p in parts)) for name, disk in disks.items()]
+    return ["### On disk, by part", "", *_table(("bundle", *parts), rows)]
+
+
+def _energy(timed: Sequence[Measurement], places: _Places) -> list[str]:
+    """What a sensor counted, or why there is none."""
+    told = [(m, x) for m in timed if (x := m.metric("energy")) is not None]
+    known = [(*places.who_did(m), _cell(x), x.kind, x.method) for m, x in told if x.value is not None]
+    why = dict.fromkeys((places.name(m), x.why) for m, x in told if x.value is None)
+    if not known and not why:
+        return []
+    lines = ["## Energy of an input", ""]
+    if known:
+        lines += [*_table(("bundle", "run", "energy", "how known", "from"), known), ""]
+    return [*lines, *(f"- Unavailable on {_escape(name)}: {_escape(text)}" for name, text in why)]
+
+
+def _inside(timed: Sequence[Measurement], places: _Places) -> list[str]:
     """Placement, time by node type, and the limit of the machine."""
     rows = []
     for m in timed:
@@ -155,42 +298,47 @@ def _inside(timed: Sequence[Measurement]) -> list[str]:
             operations = " + ".join(f"{n / 1e9:.3g} G {kind}" for kind, n in limit["operations"].items() if n)
             bound = "memory" if limit["memory_s"] > limit["compute_s"] else "products"
             work = f"{operations}; at least {show(max(limit['memory_s'], limit['compute_s']), 's')}, by {bound}"
-        rows.append((*_who(m), where, shares, work))
+        rows.append((*places.who_did(m), where, shares, work))
     if not rows:
         return []
     header = ("bundle", "run", "nodes that ran", "time in the graph", "operations a call, and what the machine allows")
-    peaks = next((m.conditions["roofline"]["peaks"] for m in timed if m.conditions.get("roofline")), None)
+    peaks: dict[str, Mapping[str, float]] = {}
+    for m in timed:
+        if m.conditions.get("roofline") and m.target:
+            threads = f"{m.target.run.threads} thread{'s' * (m.target.run.threads != 1)}"
+            peaks.setdefault(f"{places.name(m)} with {threads}", m.conditions["roofline"]["peaks"])
     lines = ["## Inside the graph", ""]
-    if peaks:
-        lines += [
-            f"Measured peaks of this machine with the threads of the first: {peaks['float32'] / 1e9:.3g} G operations "
-            f"a second in float32, {peaks['int8'] / 1e9:.3g} in int8, {peaks['bytes'] / 1e9:.3g} GB/s from memory.",
-            "",
-        ]
-    return [*lines, *_table(header, rows)]
+    for name, peak in peaks.items():
+        lines.append(
+            f"- Measured peaks of {_escape(name)}: {peak['float32'] / 1e9:.3g} G operations a second in float32, "
+            f"{peak['int8'] / 1e9:.3g} in int8, {peak['bytes'] / 1e9:.3g} GB/s from memory."
+        )
+    return [*lines, *([""] if peaks else []), *_table(header, rows)]
 
 
-def _answers(found: Sequence[Measurement]) -> list[str]:
+def _answers(found: Sequence[Measurement], who: Who) -> list[str]:
     """Accuracy and what it compares with, joined by bundle and run."""
     joined: dict[tuple[str, str], dict[str, Metric]] = {}
     for m in found:
-        joined.setdefault(_who(m), {}).update({x.name: x for x in m.metrics})
+        joined.setdefault(who(m), {}).update({x.name: x for x in m.metrics})
     there = [n for n in OF_ANSWERS if any(n in x and x[n].value is not None for x in joined.values())]
     if not there:
         return []
-    rows = [(*who, *(_cell(x.get(n)) for n in there)) for who, x in joined.items()]
+    rows = [(*names, *(_cell(x.get(n)) for n in there)) for names, x in joined.items()]
     return ["## Answers", "", *_table(("bundle", "run", *(n.replace("_", " ") for n in there)), rows)]
 
 
-def _failed(found: Sequence[Measurement]) -> list[str]:
+def _failed(found: Sequence[Measurement], places: _Places) -> list[str]:
     if not found:
         return []
-    return ["## What failed", "", *_table(("bundle", "run", "why"), [(*_who(m), m.reason) for m in found])]
+    return ["## What failed", "", *_table(("bundle", "run", "why"), [(*places.who_did(m), m.reason) for m in found])]
 
 
 def _meaning(found: Sequence[Measurement]) -> list[str]:
     """Every number of the report in a sentence."""
-    there = {x.name for m in found for x in m.metrics if x.value is not None}
+    there = {x.name for m in found for x in m.metrics if x.value is not None or _needs(x)}
+    if not there:
+        return []
     return [
         "## What the numbers mean",
         "",
@@ -198,15 +346,14 @@ def _meaning(found: Sequence[Measurement]) -> list[str]:
     ]
 
 
-def _who(m: Measurement) -> tuple[str, str]:
-    stage = ", confirm" if m.stage == "confirm" else ""
-    where = f"{m.target.device}: {m.target.run.text()}" if m.target else ""
-    return f"{m.candidate}/{m.recipe}", f"{where}{stage}"
+def _needs(metric: Metric) -> bool:
+    """Whether its sample was too small, which it says."""
+    return metric.value is None and metric.why.startswith("needs ")
 
 
 def _cell(metric: Metric | None) -> str:
     if metric is None or metric.value is None:
-        return "-"
+        return metric.why.partition(":")[0] if metric is not None and _needs(metric) else "-"
     value = show(metric.value, metric.unit)
     if metric.low is None or metric.high is None or metric.low == metric.high:
         return f"{value}{' (estimated)' if metric.kind == 'estimated' else ''}"

@@ -33,6 +33,7 @@ from edgewise.profiler.plumbing import (
     job_subject,
     no_progress,
     pick_devices,
+    rows_apart_from_slices,
     side_by_side,
 )
 from edgewise.profiler.results import WorkerResult
@@ -93,7 +94,7 @@ def measure_latency(
     for no rows.
     """
     run = _Run(list(rows), store, spec or Rounds(), check_level(level), stage, seed, progress)
-    run.inputs_digest = check_rows(rows)
+    run.inputs_digest, run.apart = check_rows(rows), rows_apart_from_slices(rows)
     run.work = work or store.path.with_name(f"{store.path.name}.rounds")
     by_name = pick_devices(devices, targets)
     try:
@@ -131,6 +132,8 @@ class _Run:
     """One call of measure_latency: its settings, and the steps that share them."""
 
     inputs_digest: str
+    apart: dict[str, str]
+    """Of `rows_apart_from_slices`."""
     work: Path
 
     def __init__(
@@ -330,6 +333,7 @@ class _Run:
             **(
                 {"fed": [asdict(i) for i in s.subject.bundle.inputs]} if isinstance(s.subject.bundle, GraphFile) else {}
             ),
+            **self.apart,
             "order": f"{len(self.rows)} rows shuffled with seed {self.seed}, {s.arrival.order}",
             "notes": [
                 *_NOTES,

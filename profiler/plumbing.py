@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,6 +37,18 @@ class Subject:
     def size(self) -> int:
         """Bytes on disk."""
         return self.bundle.size if isinstance(self.bundle, GraphFile) else self.bundle.manifest.size
+
+    def disk(self) -> dict[str, int]:
+        """Bytes by part: of the graphs their 'embeddings', 'other weights' and 'structure', and of all other files, the
+        tokenizer and the manifest's rows among them."""
+        if isinstance(self.bundle, GraphFile):
+            return {"graph": self.bundle.size}
+        found: dict[str, int] = {}
+        for graph in self.manifest.graphs:
+            for part, size in graph.bytes_by_part.items():
+                if not part.startswith("weights "):  # the same weights once more, by their precision
+                    found[part] = found.get(part, 0) + size
+        return {**found, "other files": max(0, self.size - sum(found.values()))}
 
     @property
     def manifest(self) -> Manifest:
@@ -171,6 +183,14 @@ def check_rows(rows: Sequence[Row]) -> str:
     if not rows:
         raise DataError("no rows to measure with: expected at least one")
     return digest_rows(rows)
+
+
+def rows_apart_from_slices(rows: Sequence[Row]) -> dict[str, str]:
+    """For the conditions, where rows have slices: the digest of the rows without them, by which `compare` sees that two
+    runs had the same rows. Empty for other rows, whose digest it is already."""
+    if not any(row.slices for row in rows):
+        return {}
+    return {"rows_digest": digest_rows(replace(row, slices=()) for row in rows)}
 
 
 def job_subject(subject: Subject) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgewise.errors import EdgewiseError, UserError
+from edgewise.errors import UserError
 
 _WAITING = 1000
 """Queries that may wait in the server scenario: with more, it is asked for more than it can answer."""
@@ -38,6 +38,8 @@ class Log:
         self.inputs: list[int] = []
         self.tokens: list[int] = []
         self.truncated: list[int] = []
+        self.late: int | None = None
+        """Of the paced scenario: queries that were due before the one before them was answered."""
 
     def add(self, ns: int, number: int, answers: Sequence[Any]) -> None:
         self.ns.append(ns)
@@ -47,12 +49,14 @@ class Log:
 
     def as_dict(self, span_ns: int) -> dict[str, Any]:
         """span_ns: from the first query to the last answer."""
+        late = {} if self.late is None else {"late": self.late}
         return {
             "ns": self.ns,
             "inputs": self.inputs,
             "tokens": self.tokens,
             "truncated": self.truncated,
             "span_ns": span_ns,
+            **late,
         }
 
 
@@ -76,6 +80,7 @@ def ask(
         return _server(predict, batches, arrival, seconds, min_calls, parallel)
     every = round(1e9 * arrival["every_s"]) if arrival["name"] == "paced" else 0
     log = Log()
+    log.late = 0 if every else None
     return log.as_dict(_in_turn(predict, batches, log, every, seconds, min_calls))
 
 
@@ -120,7 +125,10 @@ def _in_turn(
         number = len(log.ns) % len(batches)
         batch = batches[number]
         if every:
-            due = max(due + every, clock())
+            due, now = due + every, clock()
+            if due < now:
+                log.late = (log.late or 0) + 1
+                due = now
             _wait_until(due)
         start = clock()
         answers = predict(batch)
@@ -152,16 +160,26 @@ def _server(
     parallel: int,
 ) -> dict[str, Any]:
     """Queries come at random times, the same for the same seed. The time of each counts from when it was due, so that
-    one that had to wait is seen to have waited. Raises EdgewiseError when more and more of them wait."""
+    one that had to wait is seen to have waited. Raises UserError when they come faster than they can be answered: more
+    and more of them would wait, and each percentile would tell how long the test ran."""
     import random
     from concurrent.futures import Future, ThreadPoolExecutor
 
     clock, rate = time.perf_counter_ns, float(arrival["rate"])
     draw, at = random.Random(arrival["seed"]), 0.0
 
+    took: list[int] = []  # nanoseconds of each answer, without its wait
+
     def answer(number: int, when: int) -> tuple[int, int, Sequence[Any]]:
+        start = clock()
         answers = predict(batches[number])
-        return clock() - when, number, answers
+        end = clock()
+        took.append(end - start)
+        return end - when, number, answers
+
+    def too_many(what: str) -> UserError:
+        able = 1e9 * parallel * len(took) / sum(took)
+        return UserError(f"server at {rate:g} queries /s: it answers about {able:.3g} /s, {what}: ask for a lower rate")
 
     asked: list[Future[tuple[int, int, Sequence[Any]]]] = []
     done = 0
@@ -175,16 +193,16 @@ def _server(
             while done < len(asked) and asked[done].done():
                 done += 1
             if len(asked) - done > _WAITING:
-                took = (clock() - begin) / 1e9
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise EdgewiseError(
-                    f"server at {rate:g} queries /s: it answers about {done / took:.3g} /s, and more than {_WAITING:,} "
-                    "wait: ask for a lower rate"
-                )
+                pool.shutdown(cancel_futures=True)  # and those in hand are answered, so that their time is known
+                raise too_many(f"and more than {_WAITING:,} wait")
     log = Log()
     for future in asked:
         log.add(*future.result())
-    return log.as_dict(clock() - begin)
+    span = clock() - begin
+    # The work that comes in a second, over what so many at once can do: from 1 on the queue has no end (Little, 1961).
+    if rate * sum(took) / 1e9 / len(took) >= parallel:
+        raise too_many("and would fall behind more and more")
+    return log.as_dict(span)
 
 
 def _wait_until(when: int) -> None:

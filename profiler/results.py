@@ -49,6 +49,8 @@ class Calls:
     """Of the generation scenario: from the input to its first token."""
     written: tuple[int, ...] = ()
     """Of the generation scenario: tokens of each answer."""
+    late: int | None = None
+    """Of the paced scenario: queries that were due before the one before them was answered."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class WorkerResult:
     warmup: Mapping[str, Any] | None = None
     calls: Calls | None = None
     load: Load | None = None
+    load_before: Load | None = None
+    """From the start of the process to the timed calls."""
+    load_average: tuple[float, ...] | None = None
+    """Of 1, 5 and 15 minutes, just before the timed calls."""
     energy: Energy | None = None
     gpu_memory: Held | None = None
     yardstick: Mapping[str, int] | None = None
@@ -166,7 +172,9 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         memory=_memory(events),
         warmup=one.get("warmup"),
         calls=_calls(one["calls"]) if "calls" in one else None,
-        load=Load(**{k: one["load"][k] for k in ("other_cpu", "steal", "seconds", "why")}) if "load" in one else None,
+        load=_load(one.get("load")),
+        load_before=_load(one.get("load_before")),
+        load_average=tuple(map(float, average)) if (average := one.get("load_before", {}).get("average")) else None,
         energy=_energy(one["energy"]) if "energy" in one else None,
         gpu_memory=_held(one["gpu_memory"]) if "gpu_memory" in one else None,
         yardstick={k: int(v) for k, v in one["yardstick"]["ns"].items()} if "yardstick" in one else None,
@@ -178,6 +186,10 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
         trials=tuple(one.get("trials", {}).get("trials", ())),
         wall_s=one["end"].get("wall_s"),
     )
+
+
+def _load(data: Mapping[str, Any] | None) -> Load | None:
+    return None if data is None else Load(**{k: data[k] for k in ("other_cpu", "steal", "seconds", "why")})
 
 
 def _energy(data: Mapping[str, Any]) -> Energy:
@@ -201,4 +213,4 @@ def _calls(data: Mapping[str, Any]) -> Calls:
     if len(first) not in (0, len(ns)) or len(written) != len(first):
         raise ValueError(f"{len(first)} first tokens and {len(written)} answers for {len(ns)} times")
     span = int(data.get("span_ns", sum(ns)))
-    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written)
+    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written, data.get("late"))

@@ -307,14 +307,21 @@ def _sustained_metrics(series: Series) -> tuple[Metric, ...]:
     def rate(part: Sequence[Mapping[str, Any]]) -> float:
         return size * sum(int(w["calls"]) for w in part) / (sum(int(w["span_ns"]) for w in part) / 1e9)
 
-    first, last, n = rate(windows[:tenth]), rate(windows[-tenth:]), sum(int(w["calls"]) for w in windows)
+    parts = {"": windows, ", the first tenth": windows[:tenth], ", the last tenth": windows[-tenth:]}
+    rates = {text: rate(part) for text, part in parts.items()}
+    calls = {text: sum(int(w["calls"]) for w in part) for text, part in parts.items()}
     method, why = f"one process, {len(windows)} windows", "one process has no interval"
+    whole, first, last = parts
     return (
-        Metric("sustained_throughput", "1/s", rate(windows), method=method, n=n, why=why),
-        Metric("sustained_first", "1/s", first, method=f"{method}, the first tenth", n=n, why=why),
-        Metric("sustained_last", "1/s", last, method=f"{method}, the last tenth", n=n, why=why),
-        Metric("sustained_ratio", "number", last / first, method="last tenth over the first", n=n, why=why),
-    )
+        *(
+            Metric(f"sustained_{name}", "1/s", rates[part], method=f"{method}{part}", n=calls[part], why=why)
+            for name, part in (("throughput", whole), ("first", first), ("last", last))
+        ),
+        Metric(
+            "sustained_ratio", "number", rates[last] / rates[first], method="last tenth over the first",
+            n=calls[first] + calls[last], why=why,
+        ),
+    )  # fmt: skip
 
 
 def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:
@@ -400,7 +407,10 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "calls": [len(c.ns) for c in calls],
             "stopped": stopped,
             "half_width": half,
-            "wide": half is None or half > rule.width,
+            # Sustained is one process: it was asked for no interval.
+            "wide": series.arrival.name != "sustained" and (half is None or half > rule.width),
+            "load_average": [None if r.load_average is None else list(r.load_average) for _, r in results],
+            "other_cpu_before": [None if r.load_before is None else r.load_before.other_cpu for _, r in results],
             "other_cpu": [None if r.load is None else r.load.other_cpu for _, r in results],
             "steal": [None if r.load is None else r.load.steal for _, r in results],
             "disturbed": series.disturbed(),
@@ -418,7 +428,9 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             if calls[0].written
             else {}
         ),
-        "memory_after_first_answer": [_rss(r, "first") for _, r in results],
+        **({"late": [c.late for c in calls]} if any(c.late for c in calls) else {}),
+        "memory": {phase: [_memory_of(r, phase) for _, r in results] for phase in ("empty", "first", "end")},
+        "disk": series.subject.disk(),
         "providers": list(results[0][1].providers),
         "placement": placed.placement,
         "placement_why": placed.placement_why,
@@ -427,6 +439,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
     }
 
 
-def _rss(result: WorkerResult, phase: str) -> int | None:
+def _memory_of(result: WorkerResult, phase: str) -> dict[str, int | None] | None:
+    """Bytes at the end of a phase: before the imports, after the first answer, after the last call."""
     memory = (result.memory or {}).get(phase)
-    return memory.rss if memory else None
+    return None if memory is None else {n: getattr(memory, n) for n in ("rss", "peak_rss", "pss", "uss")}

@@ -355,6 +355,8 @@ class Store:
                 raise no_space(self.path) from error
             remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "name another file")
             raise StoreError(f"{self.path} is no usable measurement store: {error}; {remedy}") from error
+        except StoreError:  # says what it is, and what to do
+            raise
         except (ValueError, TypeError, KeyError) as error:  # what stands in it is not what was written
             remedy = _REMEDIES[sqlite3.SQLITE_CORRUPT]
             raise StoreError(f"{self.path} is no usable measurement store: {error}; {remedy}") from error

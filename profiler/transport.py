@@ -222,9 +222,8 @@ def _interpreter(device: Device) -> str:
         return f"{device.python or 'the environment'} on {device.ssh}"
     if device.python is None:
         return sys.executable
-    given = Path(device.python).expanduser()
-    # Not resolved: the link in a venv's bin folder is what makes it that venv.
-    return str(given.absolute()) if len(given.parts) > 1 else device.python
+    # Not resolved: the link in a venv's bin folder is what makes it that venv. './python' is no bare name.
+    return str(Path(device.python).expanduser().absolute()) if os.sep in device.python else device.python
 
 
 def worker_environment(device: Device) -> dict[str, str]:
@@ -270,7 +269,7 @@ def _error_of(device: Device, failure: WorkerFailure, folder: Path) -> EdgewiseE
             f"device {device.name!r}: {failure.missing} is not installed for {_interpreter(device)}: {_install(device)}"
         )
     kind = getattr(errors, failure.kind, None)
-    if isinstance(kind, type) and issubclass(kind, EdgewiseError) and kind is not EdgewiseError:
+    if isinstance(kind, type) and issubclass(kind, EdgewiseError):
         known: EdgewiseError = kind(failure.message)
         return known
     return WorkerError(f"the worker met {failure.kind}: {failure.message}{_stderr(folder)}")

@@ -55,9 +55,10 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return 130
         except Exception as error:  # whatever it is, the host must hear of it
-            import traceback
+            if not isinstance(error, EdgewiseError):
+                import traceback
 
-            traceback.print_exc()
+                traceback.print_exc()
             _Results(file).write(
                 "error",
                 kind=type(error).__name__,
@@ -103,6 +104,7 @@ def _spawned_ns() -> int | None:
 
 def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     ready_ns = time.monotonic_ns()
+    before_s = mark_load()
     items = [_item(line, folder) for line in _lines(folder)]
     arrival = job.get("scenario") or {"name": "single-stream"}
     batches = _batches(items, inputs_a_query(arrival, job["run"]["batch_size"], len(items)))
@@ -133,6 +135,7 @@ def _latency(folder: Path, job: Mapping[str, Any], results: _Results) -> None:
     results.write("memory", phase="empty", **asdict(empty))
     results.write("memory", phase="first", **asdict(first))
     results.write("warmup", **_warm_up(_answering(model, write), batches, job["warmup"]))
+    results.write("load_before", **asdict(load_since(before_s)), average=_load_average())
     gc.collect()
     gc.freeze()
     start, energy = mark_load(), mark_energy(gpus=gpu.mine())

@@ -308,6 +308,47 @@ def test_the_command_says_what_became_worse_and_a_job_can_stop_at_it(
     assert data["regressions"] == 1
 
 
+def test_what_failed_or_is_missing_stops_a_job_whatever_was_known_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the first run a sample too small for what is compared; of the second a failure, or nothing."""
+    metrics = (Metric("server_p90", "s", 0.01, n=83), Metric("server_p95", "s", None, n=83, why="needs 47 more calls"))
+    base = {"content_digest": "sha256:c", "target": TARGET, "stage": "profile", "conditions": {"rounds": {"count": 5}}}
+    ok = Measurement("l6", "fp32", scenario="server", status="ok", metrics=metrics, **base)  # type: ignore[arg-type]
+    other = Measurement("l6", "fp32", scenario="offline", status="ok", metrics=(), **base)  # type: ignore[arg-type]
+    for name, found in (
+        ("a", (ok, other)), ("same", (ok, other)), ("gone", (other,)),
+        ("failed", (replace(ok, status="failed", reason="too many", metrics=()), other)),
+    ):  # fmt: skip
+        with Store(tmp_path / name) as store:
+            for m in found:
+                store.add(m)
+    for name, code, words in (
+        ("failed", 3, "failed in the second run: too many"),
+        ("gone", 3, "not measured in the second run"),
+        ("same", 0, "none of the metrics that are compared is known of either run; --metric takes server_p90"),
+    ):
+        assert main(["compare", str(tmp_path / "a"), str(tmp_path / name), "--fail-on-regression"]) == code
+        assert words in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "failed"), str(tmp_path / "gone"), "--fail-on-regression"]) == 0
+
+
+def test_the_same_rows_in_other_slices_are_the_same_rows(tmp_path: Path) -> None:
+    """Without slices the digest is that of the rows; with them the conditions have it."""
+    a, b = _run(tmp_path / "a", 1), Store(tmp_path / "b")
+    with a, b:
+        for m in a.measurements():
+            told = {**m.conditions, "rows_digest": m.inputs_digest}
+            number = m.id or 0
+            b.add(
+                replace(m, id=None, inputs_digest="sha256:with-slices", conditions=told),
+                a.samples(number),
+                a.outcomes(number),
+            )
+        found = compare_stores(a, b)
+    assert {d.verdict for d in found.differences} <= {"none shown", "equal"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgewise.arrival import Arrival
 from edgewise.cli import main
+from edgewise.data import Row
 from edgewise.errors import BundleError, PlanError
 from edgewise.profiler import Store, Subject, measure_latency
 from edgewise.profiler.external_data import external_files
@@ -233,3 +236,18 @@ def test_time_by_node_type_is_that_of_the_kernels(tmp_path: Path) -> None:
     assert found["runs"] == 1
     assert found["graph_s"] == pytest.approx(30e-6)
     assert found["by_type"] == {"MatMul": pytest.approx(20e-6), "Add": pytest.approx(4e-6)}
+
+
+def test_a_query_of_several_inputs_runs_the_graph_for_each(tmp_path: Path) -> None:
+    """Its shapes are fixed: eight inputs are no batch of eight, and take about eight times as long as one."""
+    graph = read_graph(_product(tmp_path / "m.onnx"), {"x": (256, 64)})
+    rule = replace(MODES["quick"], seconds=0.05)
+    arrivals = (Arrival(), Arrival("multi-stream", streams=8))
+    with Store(tmp_path / "m.sqlite") as store:
+        one, eight = measure_latency(
+            [Subject("product", "256x64", graph)], [Target("here", RunSettings())], [Row("made up")], store=store,
+            spec=rule, arrivals=arrivals,
+        )  # fmt: skip
+    rates = [one.metric("throughput"), eight.metric("multistream_throughput")]
+    assert all(x is not None and x.value for x in rates)
+    assert rates[1].value < 3 * rates[0].value  # type: ignore[union-attr, operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,51 @@ def test_the_hardware_report_has_every_number_and_says_what_it_means(
     assert "MatMul" in report
     with pytest.raises(StoreError, match="holds no measurements"):
         hardware_report(Store(tmp_path / "none.sqlite"), "none")
+
+
+def test_what_the_hardware_report_says_beside_the_times(timed: tuple[Store, list[Measurement], list[str]]) -> None:
+    report = hardware_report(timed[0], "Hardware report")
+    lines = report.splitlines()
+    header = next(line for line in lines if line.startswith("| bundle | run | p50"))
+    assert "| p99 | p99.9 |" in header
+    assert report.count("needs ") >= len(timed[1]), "how many calls are missing for p99.9"
+    for m in timed[1]:
+        memory, disk = m.conditions["memory"], m.conditions["disk"]
+        assert all(r["uss"] <= r["pss"] <= r["rss"] for phase in ("first", "end") for r in memory[phase])
+        assert sum(disk.values()) == m.metric("size").value  # type: ignore[union-attr]
+        assert disk["embeddings"] > disk["structure"] > 0
+        before = m.conditions["rounds"]["other_cpu_before"]
+        assert len(before) == 5
+        assert all(0 <= share <= 1 for share in before)
+        assert all(len(average) == 3 for average in m.conditions["rounds"]["load_average"])
+    assert "### At the ends of phases" in lines
+    assert "### On disk, by part" in lines
+    assert "## Energy of an input" in lines
+    assert re.search(
+        r"^- Unavailable on here: |^\| tiny/\S+ \| here: .* \| (measured|estimated) \|", report, re.MULTILINE
+    )
+    assert "- Measured peaks of here with 1 thread: " in report
+
+
+def test_one_name_for_two_machines_is_told_apart(
+    timed: tuple[Store, list[Measurement], list[str]], tmp_path: Path
+) -> None:
+    """The same bundle on both, and nothing of the first is lost."""
+    with Store(tmp_path / "both.sqlite") as both:
+        for m in timed[1]:
+            both.add(m)
+            other = {**m.conditions["fingerprint"], "cpu": "another CPU", "digest": "sha256:other"}
+            both.add(
+                replace(m, conditions={**m.conditions, "fingerprint": other, "fingerprint_digest": "sha256:other"})
+            )
+        report = hardware_report(both, "two")
+    assert "here was 2 machines, or one that changed in between" in report
+    assert "**here (1)**" in report
+    assert "| cpu | another CPU |" in report.partition("**here (2)**")[2]
+    for m in timed[1]:
+        for number in (1, 2):
+            assert f"| {m.candidate}/{m.recipe} | here ({number}): cpu, 1 thread, length 32 |" in report
+    assert "Measured peaks of here (2) with 1 thread" in report
 
 
 def test_metrics_are_those_of_the_raw_samples(timed: tuple[Store, list[Measurement], list[str]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from edgewise.arrival import Arrival
 from edgewise.bundle import read_bundle
 from edgewise.cli import main
 from edgewise.data import Row
-from edgewise.errors import EdgewiseError, PlanError, UserError
+from edgewise.errors import PlanError, UserError
 from edgewise.plan import read_plan
 from edgewise.profiler import Store, Subject, entries, measure_latency
 from edgewise.profiler.measure import Rounds
@@ -67,11 +69,16 @@ def test_paced_queries_start_no_sooner_than_they_are_due() -> None:
 
 
 def test_a_server_query_counts_from_when_it_was_due() -> None:
-    model = _Model(0.02)
-    found = ask(model.predict, [[1], [2]], {"name": "server", "rate": 1e6, "seed": 0}, 0.0, 6, 1)
-    # All are due at once and answered one by one: the sixth waits for the five before it.
-    assert all(ns >= 0.0199e9 * (i + 1) - 1e6 for i, ns in enumerate(found["ns"]))
-    assert found["inputs"] == [0, 1, 0, 1, 0, 1]
+    model, draw = _Model(0.02), random.Random(5)
+    found = ask(model.predict, [[1], [2]], {"name": "server", "rate": 35.0, "seed": 5}, 0.0, 40, 1)
+    due = np.cumsum([draw.expovariate(35.0) for _ in range(40)])
+    end, waited = 0.0, 0
+    for i, at in enumerate(due):  # answered one by one: each starts when it is due and those before it have ended
+        waited += end > at
+        end = max(end, at) + 0.02
+        assert found["ns"][i] / 1e9 >= end - at - 1e-3
+    assert waited > 10
+    assert found["inputs"] == [0, 1] * 20
 
 
 def test_server_arrivals_are_those_of_the_seed_and_rate() -> None:
@@ -87,8 +94,26 @@ def test_server_arrivals_are_those_of_the_seed_and_rate() -> None:
 
 
 def test_a_server_that_cannot_keep_up_says_so() -> None:
-    with pytest.raises(EdgewiseError, match=r"server at 1e\+06 queries /s: it answers about .* ask for a lower rate"):
+    with pytest.raises(UserError, match=r"server at 1e\+06 queries /s: it answers about .* ask for a lower rate"):
         ask(_Model(0.005).predict, [[1]], {"name": "server", "rate": 1e6, "seed": 0}, 60.0, 1, 1)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_queue_that_would_grow_and_grow_is_no_measurement(parallel: int) -> None:
+    """However short the test is: twice what it can answer, and never more than fifty wait."""
+    capacity = parallel / 0.01
+    with pytest.raises(UserError, match="and would fall behind more and more: ask for a lower rate") as caught:
+        ask(_Model(0.01).predict, [[1]], {"name": "server", "rate": 2 * capacity, "seed": 0}, 0.3, 10, parallel)
+    told = re.search(r"it answers about ([0-9.]+) /s", str(caught.value))
+    assert told is not None
+    assert 0.5 * capacity < float(told[1]) <= capacity  # a sleep never ends early
+
+
+def test_a_paced_call_that_is_due_before_the_last_was_answered_is_counted() -> None:
+    found = ask(_Model(0.01).predict, [[1]], {"name": "paced", "every_s": 0.001}, 0.0, 10, 1)
+    assert found["late"] == 9
+    found = ask(_Model().predict, [[1]], {"name": "paced", "every_s": 0.02}, 0.0, 4, 1)
+    assert found["late"] == 0
 
 
 def test_sustained_goes_on_in_windows_and_reads_the_heat_between_them() -> None:
@@ -201,8 +226,31 @@ def test_what_fails_in_one_scenario_is_said_of_it(
         measure_latency([subject], [AT_32], review_rows[:20], store=store, arrivals=arrivals[:1], spec=SHORT)
         (entry,) = entries(store)
     assert entry.status == "failed"
-    assert entry.reason.startswith("server: round 1: ")
+    assert entry.reason.startswith("server: server at 1e+06 queries /s: it answers about ")
+    assert "Traceback" not in entry.reason
     assert entry.metrics["p50"].value is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--minutes", "1"],
+            "--minutes 1.0 is for the scenario sustained, which is not asked for: --scenario sustained",
+        ),
+        (["--rate", "20 /s", "--scenario", "paced", "--every", "5 ms"], "--scenario paced,server"),
+        (["--every", "5 ms"], "--every 5 ms is for the scenario paced"),
+        (["--streams", "4"], "--streams 4 is for the scenario multi-stream"),
+        (["--new-tokens", "4"], "--new-tokens 4 is for the scenario generation"),
+    ],
+)
+def test_an_option_of_another_scenario_is_not_passed_over(
+    int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("text\na film\n")
+    given = ["--data", str(tmp_path / "rows.csv"), "--store", str(tmp_path / "m.sqlite")]
+    assert main(["profile", str(int8_bundle), *given, *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import pytest
 
 from edgewise.bundle import read_bundle
 from edgewise.data import Row
-from edgewise.errors import BundleChangedError, ProviderError, UserError, WorkerError
+from edgewise.errors import BundleChangedError, EdgewiseError, ProviderError, UserError, WorkerError
 from edgewise.profiler.plumbing import job_inputs
 from edgewise.profiler.results import read_events, read_result
 from edgewise.profiler.transport import Children, run_job, sweep_jobs, worker_environment
@@ -144,7 +144,7 @@ def test_errors_keep_their_kind(bundle_copy: Path, review_rows: tuple[Row, ...])
 
 
 def test_a_job_of_another_protocol_is_refused(int8_bundle: Path, review_rows: tuple[Row, ...]) -> None:
-    with pytest.raises(WorkerError, match="protocol 2"):
+    with pytest.raises(EdgewiseError, match=r"^the job has protocol 2, this edgewise speaks 1: update it$"):
         run_job(HERE, {**_job(int8_bundle), "protocol": 2}, job_inputs(review_rows[:1]))
 
 
@@ -215,6 +215,19 @@ def test_killing_the_children_ends_what_runs_and_what_would_start(fake_worker: F
 def test_an_interpreter_that_is_not_there_is_the_users_error() -> None:
     with pytest.raises(UserError, match="'/no/such/python' does not start"):
         run_job(Device("pi", "/no/such/python"), {"job": "describe"}, [])
+
+
+def test_a_name_with_a_dot_before_it_is_a_path(
+    fake_worker: FakeWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    review_rows: tuple[Row, ...],
+    int8_bundle: Path,
+) -> None:
+    fake_worker("exit 7")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkerError, match="exit code 7"):
+        run_job(Device("mine", "./python"), _job(int8_bundle), job_inputs(review_rows[:1]))
 
 
 def test_an_interpreter_without_edgewise_names_the_remedy(tmp_path: Path) -> None:
