@@ -5,7 +5,7 @@ under other names: 1,008 measurements, 504 points. Each is opened in a fresh hea
 from the disk, in turn: in a browser that has been open for three seconds, and in one that is starting.
 Timed by the page's own clock (Navigation Timing, W3C): from the start of the navigation until the text stands there and
 tables can be used (load event), and until what is seen was painted, the first plot. Plots further down are drawn when
-they come near: from a jump to the last plot until it was painted.
+they come near: from a jump to the last plot until it was painted (without smooth scrolling, which takes a second).
 
     python benchmarks/report_opening.py
 
@@ -31,7 +31,8 @@ from edgewise.profiler import Store
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--window-size=1280,1000")  # fmt: skip
+         "--disable-background-networking", "--disable-component-update", "--window-size=1280,1000",
+         "--force-prefers-reduced-motion")  # fmt: skip
 TIMES, ROUNDS = 7, 9
 OPEN_FOR = {"open": 3.0, "starting": 0.0}
 """Seconds that the browser has been open."""

@@ -22,7 +22,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example:\n"
         "  edgewise compare before.sqlite after.sqlite --tolerance 5% --fail-on-regression\n\n"
-        "exit codes: 0 compared; 3 with --fail-on-regression, something is shown to be worse"
+        "exit codes: 0 compared; 3 with --fail-on-regression, something is shown to be worse, failed or is missing"
     )
     parser.add_argument("a", help="measurement store, or a run folder that has one: the first run")
     parser.add_argument("b", help="the second run")
