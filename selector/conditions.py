@@ -75,6 +75,11 @@ def _trouble(timed: Sequence[Measurement], rounds: Sequence[Mapping[str, Any]], 
                 f"{name.capitalize()}: {sum(hit):,} of {total:,} rounds, in {len(hit):,} of {len(timed):,} "
                 f"measurements ({about})."
             )
+    again = sum(len(r["repeated"]) for r in rounds if r.get("repeated"))
+    if again:
+        lines.append(
+            f"Repeated: {plural(again, 'round')} that other processes disturbed; of each the calmer time counts."
+        )
     return lines or ["No round was disturbed by other processes, and none was unsteady."]
 
 

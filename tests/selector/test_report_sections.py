@@ -132,6 +132,23 @@ def test_conditions_are_said_in_sentences(report_data: ReportData) -> None:
     assert condition_lines(replace(report_data, measurements=())) == []
 
 
+def test_a_round_that_was_repeated_is_said_although_its_repeat_was_calm(report_data: ReportData) -> None:
+    calm = [
+        replace(
+            m,
+            conditions={
+                **m.conditions,
+                "rounds": {**m.conditions["rounds"], "disturbed": [], "repeated": {"2": "15%, then 1%"}},
+            },
+        )
+        for m in report_data.measurements
+        if isinstance(m.conditions.get("rounds"), dict)
+    ]
+    lines = condition_lines(replace(report_data, measurements=calm))
+    assert f"Repeated: {len(calm)} rounds that other processes disturbed; of each the calmer time counts." in lines
+    assert not any("No round was disturbed" in line for line in lines)
+
+
 def test_an_unknown_fact_of_a_machine_says_why() -> None:
     why = {"governor": "the system shows no cpufreq"}
     facts = dict(machine_facts({"cpu": "x", "memory": 25_000_000_000, "governor": None, "why": why, "v": {"a": 1}}))
