@@ -152,7 +152,7 @@ def _choices(run: Path) -> dict[str, dict[str, str]]:
         raise PlanError(f"{file} cannot be read ({error!r}): run `edgewise fit` again") from error
     if not whole or not chosen:
         raise PlanError(
-            f"nothing was chosen in {run}: no bundle meets the budgets; `edgewise select {run}` says what is nearest, "
+            f"nothing was chosen in {run}: no bundle meets the plan's budgets; {run}/report.html says what is nearest, "
             "and a bundle that you choose yourself can be packed by its path"
         )
     return chosen

@@ -328,8 +328,11 @@ class _Fit:
 
     def _note_training(self, store: Store, subject: Subject) -> None:
         done = self.trained.get(subject.candidate)
-        if done is None or any(m.stage == "train" and m.candidate == subject.candidate for m in store.measurements()):
+        if done is None:
             return
+        noted = [m for m in store.measurements() if m.stage == "train" and m.candidate == subject.candidate]
+        if noted and noted[-1].status == "ok" and noted[-1].conditions.get("key") == done.key:
+            return  # the latest counts: one that was trained anew, or mended, is another training
         conditions = {
             "strategy": done.strategy,
             "rows": done.rows,

@@ -132,6 +132,7 @@ def report_data(
         machines=machines_of(measurements),
         training=_training(measurements),
         changed=tuple(changed) or _changed(store, measurements, selections, texts or {}, _named(labels)),
+        changed_count=sum(_count_changed(m) for m in _pairs(measurements).values()),
         samples=_samples(store, measurements, entries),
         bundle=bundle,
     )
@@ -224,20 +225,34 @@ def _changed(
     settings: the chosen ones first, of each bundle the right answers that were lost first."""
     if not texts or not labels:
         return ()
-    by_id = {m.id: m for m in measurements}
-    pairs: dict[Any, tuple[Measurement, Measurement]] = {}
-    for m in measurements:
-        if m.scenario != "comparison" or m.stage != "profile" or m.status != "ok":
-            continue
-        ours, theirs = (by_id.get(m.conditions.get(n)) for n in ("measurement", "reference_measurement"))
-        if ours is not None and theirs is not None and ours.content_digest != theirs.content_digest:
-            pairs[ours.candidate, ours.recipe, ours.target] = ours, theirs
+    pairs = {key: (ours, theirs) for key, (_, ours, theirs) in _pairs(measurements).items()}
     chosen = {_answers_as(s.chosen.entry) for s in selections if s.chosen}
     ordered = sorted(pairs.values(), key=lambda pair: _answers_as(pair[0]) not in chosen)
     several = len({ours.target.device for ours, _ in ordered if ours.target}) > 1
     return tuple(
         example for ours, theirs in ordered for example in _examples_of(store, ours, theirs, several, texts, labels)
     )
+
+
+def _pairs(measurements: Sequence[Measurement]) -> dict[Any, tuple[Measurement, Measurement, Measurement]]:
+    """(comparison, the bundle's answers, the reference's) of each bundle and target, the latest."""
+    by_id = {m.id: m for m in measurements}
+    found: dict[Any, tuple[Measurement, Measurement, Measurement]] = {}
+    for m in measurements:
+        if m.scenario != "comparison" or m.stage != "profile" or m.status != "ok":
+            continue
+        ours, theirs = (by_id.get(m.conditions.get(n)) for n in ("measurement", "reference_measurement"))
+        if ours is not None and theirs is not None and ours.content_digest != theirs.content_digest:
+            found[ours.candidate, ours.recipe, ours.target] = m, ours, theirs
+    return found
+
+
+def _count_changed(pair: tuple[Measurement, Measurement, Measurement]) -> int:
+    """Rows that a bundle answers otherwise than the reference."""
+    share, rows = pair[0].metric("changed_answers"), pair[1].conditions.get("rows")
+    if share is None or share.value is None or not isinstance(rows, int):
+        return 0
+    return round(share.value * rows)
 
 
 def _answers_as(found: Entry | Measurement) -> tuple[str | None, str]:

@@ -13,25 +13,28 @@ _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
 }
 
 
-def show(value: float | None, unit: str) -> str:
-    """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.4%', '0.35 points'."""
+def show(value: float | None, unit: str, digits: int = 3) -> str:
+    """A value for people, in the unit that reads best: '4.31 ms', '23.2 MB', '85.40%', '0.35 points'.
+
+    digits: significant ones; of shares and points one fewer behind the point.
+    """
     if value is None:
         return "-"
     if scales := _SCALES.get(unit):
         factor, name = next((scale for scale in scales if abs(value) >= scale[0]), scales[-1])
-        return f"{_digits(value / factor)} {name}"
+        return f"{_digits(value / factor, digits)} {name}"
     if unit == "1":
-        return f"{100 * value:.2f}%"
+        return f"{100 * value:.{digits - 1}f}%"
     if unit == "points":
-        return f"{value:.2f} points"
-    return f"{_digits(value)} {unit.replace('1/s', '/s').replace('number', '')}".strip()
+        return f"{value:.{digits - 1}f} points"
+    return f"{_digits(value, digits)} {unit.replace('1/s', '/s').replace('number', '')}".strip()
 
 
-def _digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
+def _digits(value: float, digits: int) -> str:
+    """So many significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
 def show_fact(key: str, fingerprint: Mapping[str, Any]) -> str:

@@ -159,6 +159,8 @@ SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
 """Metrics that may be below 0."""
 
 RELATIVE = ("accuracy_drop", "changed_answers", "agreement", "perplexity_ratio")
+OF_THE_REFERENCE = {"accuracy_drop": 0.0, "changed_answers": 0.0, "agreement": 1.0, "perplexity_ratio": 1.0}
+"""What each of these is for the reference itself, by definition."""
 """Metrics that compare with a reference recipe."""
 
 OF_ANSWERS: tuple[str, ...] = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)

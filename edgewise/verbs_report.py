@@ -32,10 +32,11 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "--budget", action="append", default=[], metavar="B", help="for a store, or to choose anew: 'p95 <= 10 ms'"
     )
     parser.add_argument(
-        "--objective", default="accuracy,p95", metavar="M,...",
-        help="for a store: in order, or weighed as in accuracy=2,p95=1 (default: %(default)s)",
+        "--objective", metavar="M,...",
+        help="with --budget or a store: in order, or weighed as in accuracy=2,p95=1 (default: accuracy,p95, or what "
+        "the store has instead)",
     )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95, help="for a store (default: %(default)s)")
+    parser.add_argument("--confidence", type=float, help="with --budget or a store (default: 0.95)")
     parser.add_argument("--machine", metavar="NAME", help="for a store of several machines: part of the CPU's name")
     parser.add_argument("--data", metavar="ROWS", help="for a store: the rows it was measured on, for the examples")
     parser.add_argument("--text", default="text", help="of --data: column with the text (default: %(default)s)")
@@ -86,7 +87,7 @@ def _command(args: argparse.Namespace, folder: RunFolder) -> str:
     words = ["edgewise", "report", args.run]
     for budget in args.budget:
         words += ["--budget", budget]
-    options = {"--objective": "accuracy,p95", "--confidence": 0.95, "--machine": None, "--data": None}
+    options: dict[str, str | None] = dict.fromkeys(("--objective", "--confidence", "--machine", "--data"))
     options |= {"--text": "text", "--text-pair": None, "--label": "label"}
     for option, default in options.items():
         value = getattr(args, option.removeprefix("--").replace("-", "_"))
@@ -118,6 +119,13 @@ def _selections(args: argparse.Namespace, store: Store) -> tuple[Selection, ...]
     from edgewise.verbs_select import asked_of, choose
 
     run = Path(args.run)
-    if run.is_dir() and not args.budget:
-        return read_selections(RunFolder(run).selection)
+    folder = RunFolder(run)
+    if run.is_dir() and not args.budget and folder.selection.is_file():
+        for option in ("objective", "confidence", "machine"):
+            if getattr(args, option) is not None:
+                raise PlanError(
+                    f"--{option} {getattr(args, option)}: the plan of {run} chose; to choose anew give --budget too, "
+                    f"or name its store, {store_path(args.run)}"
+                )
+        return read_selections(folder.selection)
     return choose(store, asked_of(args), args.machine)

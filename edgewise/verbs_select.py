@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING
 
 from edgewise.errors import StoreError
 from edgewise.rundir import store_path
+from edgewise.units import OF_ANSWERS, RELATIVE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgewise.profiler import Store
+    from edgewise.profiler.shortlist import Points
     from edgewise.types import Budget, Selection
+
+    Indices = NDArray[np.int64]
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +35,10 @@ def add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", help="measurement store, or a run folder that has one")
     parser.add_argument("--budget", action="append", default=[], metavar="B", help="such as 'p95 <= 10 ms'")
     parser.add_argument(
-        "--objective", default="accuracy,p95", metavar="M,...",
-        help="in order, or weighed as in accuracy=2,p95=1 (default: %(default)s)",
+        "--objective", metavar="M,...",
+        help="in order, or weighed as in accuracy=2,p95=1 (default: accuracy,p95, or what the store has instead)",
     )  # fmt: skip
-    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--confidence", type=float, help="of each bound (default: 0.95)")
     parser.add_argument("--device", help="only this device")
     parser.add_argument(
         "--machine",
@@ -62,12 +69,19 @@ def run_select(args: argparse.Namespace) -> int:
     return 0 if all(s.chosen for s in selections) else 3
 
 
+_ANSWERS = (*(n for n in OF_ANSWERS if n not in RELATIVE and not n.startswith("worst_slice_")), "agreement")
+_TIMES = ("p95", "token_throughput", "p90", "p50", "offline_throughput", "multistream_throughput", "server_p95",
+          "paced_p95", "sustained_throughput")  # fmt: skip
+"""By what is chosen where nothing else is said: the first of each that the store has."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is chosen by."""
 
     budgets: tuple[Budget, ...]
     objective: tuple[str, ...]
+    """Empty: what the store has."""
     weights: tuple[float, ...]
     confidence: float
 
@@ -76,7 +90,25 @@ def asked_of(args: argparse.Namespace) -> Asked:
     """From --budget, --objective and --confidence. Raises PlanError."""
     from edgewise.units import parse_budget, parse_objective
 
-    return Asked(tuple(parse_budget(b) for b in args.budget), *parse_objective(args.objective), args.confidence)
+    names, weights = parse_objective(args.objective) if args.objective is not None else ((), ())
+    confidence = 0.95 if args.confidence is None else args.confidence
+    return Asked(tuple(parse_budget(b) for b in args.budget), names, weights, confidence)
+
+
+def aimed(asked: Asked, known: Collection[str], store: Store) -> Asked:
+    """With an objective: the one asked for, or the first of those for answers and for time that something in the store
+    was measured by. Raises StoreError for an objective that nothing was measured by."""
+    from dataclasses import replace
+
+    if missing := [name for name in asked.objective if name not in known]:
+        found = ", ".join(n for n in (*_ANSWERS, *_TIMES, "size") if n in known)
+        raise StoreError(
+            f"--objective {missing[0]}: nothing in {store.path} was measured by it; it has {found or 'no metric'}"
+        )
+    if asked.objective:
+        return asked
+    firsts = [next((n for n in names if n in known), None) for names in (_ANSWERS, _TIMES)]
+    return replace(asked, objective=tuple(n for n in firsts if n) or ("size",))
 
 
 def choose(store: Store, asked: Asked, machine: str | None = None, device: str | None = None) -> tuple[Selection, ...]:
@@ -91,6 +123,7 @@ def choose(store: Store, asked: Asked, machine: str | None = None, device: str |
         found = [e for e in found if e.target is None or e.target.device == device]
     if not found:
         raise StoreError(f"{store.path} holds no measurements to choose from: `edgewise profile` makes some")
+    asked = aimed(asked, {n for e in found for n, m in e.metrics.items() if m.value is not None}, store)
     targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
     return select_by_device(
         found, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights,
@@ -114,27 +147,66 @@ def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     """The choice of `select` among all points of the device, without comparing row by row, and the next best ones."""
     from dataclasses import replace
 
-    from edgewise.profiler.shortlist import nearest, points, read_points
+    from edgewise.profiler.shortlist import machines_of, nearest, points, read_points
     from edgewise.selector import select
-    from edgewise.selector.large import best_points
+    from edgewise.selector.large import may_be_beaten
     from edgewise.selector.select import check_arguments
 
+    asked = _aimed_in(store, asked)
     check_arguments(asked.budgets, asked.objective, asked.confidence, asked.weights)
     first = None if asked.weights else asked.objective[0]
-    found = points(store, device, asked.budgets, [*asked.objective, "size"], first)
-    best, count = best_points(
-        found.columns, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights
-    )
+    names = [*asked.objective, "size"]
+    found = points(store, device, asked.budgets, names, first)
+    ours, words = machines_of(store, device, found)
+    if words:
+        _note(words)
+        found = points(store, device, asked.budgets, names, first, ours)
+    found, best, count = _best_of(store, device, found, asked)
+    if found.cut is not None and (not count or may_be_beaten(found.columns[asked.objective[0]][best[0]], found.cut)):
+        # What was not read might tie with the best and win in the next objective, or be all that keeps the budgets.
+        found, best, count = _best_of(store, device, points(store, device, asked.budgets, names, None, ours), asked)
     ids = [found.ids[i] for i in best] if count else nearest(store, device, asked.budgets)
     shown = read_points(store, ids)
-    _note(
-        f"{store.last():,} measurements: {count:,} points of {device} keep every budget; {len(shown):,} were judged, "
-        "by their intervals and not row by row; --all judges each"
+    many = f"{'at least ' if found.cut is not None else ''}{count:,}"
+    judged = (
+        f"{store.last():,} measurements: {many} points of {device} keep every budget; {len(shown):,} were judged, by "
+        "their intervals and not row by row; --all judges each"
     )
+    _note(judged)
     chosen = select(
         shown, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights, device=device
     )
-    return replace(chosen, what_if=())  # among all points it would be another one
+    among = f"as {len(shown) - 1:,} of the {len(shown) - 1:,} others do"
+    sentence = chosen.sentence.replace(
+        among, f"as {count - 1:,} others do{' at least' if found.cut is not None else ''}"
+    )
+    # Among all points other changes of a budget would change it.
+    return replace(chosen, what_if=(), sentence=sentence, left_out=f"{judged[:1].upper()}{judged[1:]}.")
+
+
+def _best_of(store: Store, device: str, found: Points, asked: Asked) -> tuple[Points, Indices, int]:
+    """(the points without those that failed as far as the best of them go, places of the best, how many keep all)."""
+    from edgewise.profiler.shortlist import failed
+    from edgewise.selector.large import best_points
+
+    while True:
+        best, count = best_points(
+            found.columns, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights
+        )
+        bad = failed(store, device, found, (int(i) for i in best)) if count else set()
+        if not bad:
+            return found, best, count
+        found = found.without(bad)
+
+
+def _aimed_in(store: Store, asked: Asked) -> Asked:
+    """`aimed` of a store that is too large to read it: each metric that some measurement has."""
+    if asked.objective:
+        return asked  # `points` says what nothing has
+    known = [name for (name,) in store.query("SELECT name FROM pragma_table_info('summary')")]
+    names = [n for n in dict.fromkeys((*_ANSWERS, *_TIMES, "size")) if n in known]
+    has = [n for n in names if store.query(f'SELECT 1 FROM summary WHERE "{n}" IS NOT NULL LIMIT 1')]
+    return aimed(asked, has, store)
 
 
 def _note(words: str) -> None:

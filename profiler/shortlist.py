@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import StoreError
 from edgewise.profiler.joining import ANSWERED, joined
 from edgewise.profiler.store import Store
 from edgewise.types import SCENARIOS, Budget, Entry
-from edgewise.units import METRICS, OF_ANSWERS, RELATIVE
+from edgewise.units import METRICS, OF_ANSWERS, OF_THE_REFERENCE, RELATIVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ LARGE = 20_000
 """Measurements from which a store is not read whole."""
 MOST = 25_000
 """Points that are read with their bounds, the best by the first objective."""
+_OF_TRAINING = ("train_time",)
+"""Metrics of a candidate, which none of its bundles' measurements has."""
 _FEW = 3000
 """Bundles up to which each is looked up by itself."""
 _PLACE, _POINT, _SCENARIO, _VALUES = slice(1, 8), slice(1, 9), 9, 10
@@ -43,8 +45,20 @@ class Points:
 
     ids: tuple[tuple[int, ...], ...]
     """Of each point the row numbers of its measurements."""
+    keys: tuple[tuple[Any, ...], ...]
+    """Of each point its fingerprint, candidate, recipe, content digest, provider, length, batch and threads."""
     columns: dict[str, NDArray[np.float64]]
     """Metric -> (n, 4): value, low, high, level; NaN where there is none."""
+    cut: float | None = None
+    """The value of the first objective beyond which nothing was read; None where all was."""
+
+    def without(self, places: Collection[int]) -> Points:
+        """All but these."""
+        left = [i for i in range(len(self.ids)) if i not in set(places)]
+        columns = {name: column[left] for name, column in self.columns.items()}
+        return replace(
+            self, ids=tuple(self.ids[i] for i in left), keys=tuple(self.keys[i] for i in left), columns=columns
+        )
 
 
 def devices_of(store: Store) -> list[str]:
@@ -53,22 +67,30 @@ def devices_of(store: Store) -> list[str]:
 
 
 def points(
-    store: Store, device: str, budgets: Sequence[Budget], names: Sequence[str], first: str | None = None
+    store: Store,
+    device: str,
+    budgets: Sequence[Budget],
+    names: Sequence[str],
+    first: str | None = None,
+    machines: Sequence[str] = (),
 ) -> Points:
     """Points of `device` whose values may keep every limit, with the metrics `names`.
 
-    An accuracy belongs to every number of threads, and is joined as `entries` joins it. first: the objective that
-    decides first: of more than `MOST` points the best by its value are read; None reads all. Raises StoreError for a
-    metric that nothing in the store has.
+    An accuracy belongs to every number of threads, and is joined as `entries` joins it; the time of training belongs to
+    the candidate. first: the objective that decides first: of more than `MOST` points the best by its value are read;
+    None reads all. machines: fingerprints, where only what was measured on these counts. Raises StoreError for a metric
+    that nothing in the store has.
     """
     known = {name for (name,) in store.query("SELECT name FROM pragma_table_info('summary')")}
     names = list(dict.fromkeys([*names, *(b.metric for b in budgets)]))
     if missing := [name for name in names if name not in known]:
         raise StoreError(f"{store.path} has no {missing[0]}: nothing in it was measured by it")
-    ask = _Asking(store, device, budgets)
-    timed = ask.rows(_SCENARIOS, "" if first is None else f" LIMIT {MOST + 1}")
+    ask = _Asking(store, device, tuple(b for b in budgets if b.metric not in _OF_TRAINING), tuple(machines))
+    trained = _trained(store) if any(name in _OF_TRAINING for name in names) else {}
+    first = None if first in _OF_TRAINING else first
+    timed, cut = ask.rows(_SCENARIOS, "" if first is None else f" LIMIT {MOST + 1}"), None
     if first is not None and len(timed) > MOST:
-        timed = _best(ask, first)
+        timed, cut = _best(ask, first)
     answered: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
     for row in ask.of_bundles(_ANSWERED, {row[2:4] for row in timed}):
         answered.setdefault(row[_PLACE], {})[row[_SCENARIO]] = row
@@ -79,18 +101,84 @@ def points(
     for key, ours in found.items():
         rows = (*ours.values(), *answered.get(key[:-1], {}).values())
         if ask.may_keep(key[2], rows):
-            kept.append((key[2], tuple(row[0] for row in rows)))
-    ids = tuple(numbers for _, numbers in kept)
-    return Points(ids, _columns(store, ids, [recipe for recipe, _ in kept], names, budgets))
+            kept.append((key, (*(row[0] for row in rows), *trained.get(key[1], ()))))
+    keys, ids = tuple(key for key, _ in kept), tuple(numbers for _, numbers in kept)
+    return Points(ids, keys, _columns(store, ids, [key[2] for key in keys], names, budgets), cut)
 
 
-def _best(ask: _Asking, first: str) -> list[tuple[Any, ...]]:
-    """The rows that were timed of the best points by the values of one metric."""
+def _best(ask: _Asking, first: str) -> tuple[list[tuple[Any, ...]], float | None]:
+    """The rows that were timed of the best points by the values of one metric, and the value of the last of them."""
     order = f' AND "{first}" IS NOT NULL ORDER BY "{first}" {"DESC" if METRICS[first].better == "higher" else ""}'
-    if first not in OF_ANSWERS:
-        return ask.rows(_SCENARIOS, f"{order} LIMIT {MOST}")
-    best = ask.rows(_ANSWERED, f"{order} LIMIT {MOST // 10}")
-    return ask.of_bundles(_SCENARIOS, {row[2:4] for row in best})
+    asked, most = (_ANSWERED, MOST // 10) if first in OF_ANSWERS else (_SCENARIOS, MOST)
+    best = ask.rows(asked, f"{order} LIMIT {most}")
+    cut = (
+        ask.store.query(f'SELECT "{first}" FROM summary WHERE measurement_id = ?', (best[-1][0],))[0][0]
+        if best
+        else None
+    )
+    return (ask.of_bundles(_SCENARIOS, {row[2:4] for row in best}) if first in OF_ANSWERS else best), cut
+
+
+def _trained(store: Store) -> dict[str, tuple[int, ...]]:
+    """Candidate -> the row number of its last training."""
+    rows = store.query(
+        "SELECT candidate, measurement_id FROM summary WHERE stage = 'train' AND status = 'ok' ORDER BY measurement_id"
+    )
+    return {candidate: (number,) for candidate, number in rows}
+
+
+def failed(store: Store, device: str, found: Points, places: Iterable[int]) -> set[int]:
+    """Which of these points have a measurement that failed, and was not made again since: `entries` has them as failed.
+    Of a point that its summary shows as good, a scenario or its answers may have failed."""
+    by_bundle: dict[tuple[Any, ...], list[int]] = {}
+    for i in places:
+        by_bundle.setdefault(found.keys[i][1:3], []).append(i)
+    hit: set[int] = set()
+    for bundle, ours in by_bundle.items():
+        rows = store.query(
+            "SELECT measurement_id, status, scenario, fingerprint_digest, candidate, recipe, content_digest, provider, "
+            "max_length, batch_size, threads FROM summary WHERE candidate = ? AND recipe = ? AND device = ? "
+            "AND stage = 'profile' ORDER BY measurement_id",
+            (*bundle, device),
+        )
+        last = {(row[2], row[3:] if row[2] in SCENARIOS else row[3:-1]): row[1] for row in rows}
+        bad = {key for key, status in last.items() if status == "failed"}
+        hit |= {i for i in ours if any(place in (found.keys[i], found.keys[i][:-1]) for _, place in bad)}
+    return hit
+
+
+def machines_of(store: Store, device: str, found: Points) -> tuple[tuple[str, ...], str]:
+    """(fingerprints of the machine that was measured last, what is left out in words), where the points are of several
+    machines or of another one; ((), '') where they are of that one alone."""
+    from edgewise.profiler.machines import machine_of, machine_words
+
+    def one(fingerprint: str) -> Any:
+        ((number,),) = store.query(
+            "SELECT max(measurement_id) FROM summary WHERE fingerprint_digest = ? AND device = ?", (fingerprint, device)
+        )
+        return store.one(number)
+
+    there = {str(key[0]) for key in found.keys if key[0]}
+    rows = store.query(
+        "SELECT fingerprint_digest FROM summary WHERE device = ? AND fingerprint_digest IS NOT NULL "
+        "ORDER BY measurement_id DESC LIMIT 1",
+        (device,),
+    )
+    if not rows or there <= {rows[0][0]}:
+        return (), ""
+    newest = one(rows[0][0])
+    others = {digest: one(digest) for digest in there}
+    if all(machine_of(m) == machine_of(newest) for m in others.values()):
+        return (), ""
+    every = [
+        d for (d,) in store.query("SELECT DISTINCT fingerprint_digest FROM summary WHERE device = ?", (device,)) if d
+    ]
+    ours = tuple(digest for digest in every if machine_of(one(digest)) == machine_of(newest))
+    names = sorted({machine_words(m) for m in others.values() if machine_of(m) != machine_of(newest)})
+    return ours, (
+        f"device {device!r} stands for several machines: what was measured on {'; '.join(names)} is left out, the "
+        f"choice is for {machine_words(newest)}; --all --machine NAME chooses another"
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +188,7 @@ class _Asking:
     store: Store
     device: str
     budgets: Sequence[Budget]
+    machines: tuple[str, ...] = ()
 
     def rows(
         self, scenarios: str, tail: str = "", also: str = "", values: tuple[Any, ...] = ()
@@ -109,11 +198,12 @@ class _Asking:
         # Columns that are NULL are of another row of the same point.
         limits = "".join(f' AND ("{b.metric}" IS NULL OR "{b.metric}" {b.op} ?)' for b in self.budgets)
         columns = "".join(f', "{b.metric}"' for b in self.budgets)
+        only = f" AND fingerprint_digest IN ({', '.join('?' * len(self.machines))})" if self.machines else ""
         return self.store.query(
             "SELECT measurement_id, fingerprint_digest, candidate, recipe, content_digest, provider, max_length, "
             f"batch_size, threads, scenario{columns} FROM summary WHERE device = ?{also} AND stage = 'profile' "
-            f"AND status = 'ok' AND scenario IN ({scenarios}){limits}{tail}",
-            (self.device, *values, *(b.limit for b in self.budgets)),
+            f"AND status = 'ok' AND scenario IN ({scenarios}){only}{limits}{tail}",
+            (self.device, *values, *self.machines, *(b.limit for b in self.budgets)),
         )
 
     def may_keep(self, recipe: str, rows: Sequence[tuple[Any, ...]]) -> bool:
@@ -156,7 +246,7 @@ def _columns(
     found = {}
     for name, has in by.items():
         # What compares with a reference is not measured of the reference itself.
-        own = (1.0 if METRICS[name].better == "higher" else 0.0, None, None, None)
+        own = (OF_THE_REFERENCE.get(name), None, None, None)
         itself = (reference.get(name) or "fp32") if name in RELATIVE else None
         found[name] = np.array(
             [
@@ -175,7 +265,21 @@ def read_points(store: Store, ids: Iterable[tuple[int, ...]]) -> list[Entry]:
     measurements = store.light(wanted)
     for key in {(m.candidate, m.recipe) for m in measurements}:
         late |= _superseded(store, key)
-    return joined([m for m in measurements if m.id not in late])
+    trained = store.light(_trainings(store, {m.candidate for m in measurements}) - wanted)
+    return joined([*trained, *(m for m in measurements if m.id not in late)])
+
+
+def _trainings(store: Store, candidates: Collection[str]) -> set[int]:
+    """The row numbers of the last trainings of these candidates."""
+    found: set[int] = set()
+    for candidate in candidates:
+        rows = store.query(
+            "SELECT max(measurement_id) FROM summary WHERE candidate = ? AND recipe = '' AND stage = 'train' "
+            "AND status = 'ok'",
+            (candidate,),
+        )
+        found |= {number for (number,) in rows if number is not None}
+    return found
 
 
 def _superseded(store: Store, bundle: tuple[str, str]) -> set[int]:

@@ -179,6 +179,10 @@ class Store:
         """All of them, in the order in which they were added."""
         return self._read("ORDER BY id", ())
 
+    def one(self, number: int) -> Measurement:
+        """That with this row number. Raises IndexError where there is none."""
+        return self._read("WHERE id = ?", (number,))[0]
+
     def light(self, ids: Iterable[int]) -> list[Measurement]:
         """Those with these row numbers, of their conditions the fingerprint's digest alone: a hundredth of the time."""
         chosen = (json.dumps(sorted(ids)),)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from edgewise.selector.words import finite, gap, limit_text, percent, point
 from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Entry, Metric, Verdict
-from edgewise.units import METRICS, RELATIVE
+from edgewise.units import METRICS, OF_THE_REFERENCE, RELATIVE
 
 ROW_METRICS = ("accuracy", "f1", "accuracy_drop", "changed_answers", "agreement", "perplexity", "perplexity_ratio")
 """Metrics that are counted over rows: more rows make their interval narrower, and two entries can be compared row by
@@ -47,8 +47,7 @@ def metric_of(entry: Entry, name: str, reference: str | None = None) -> Metric |
     of perplexities 1."""
     metric = entry.metrics.get(name)
     if name in RELATIVE and entry.recipe == (reference or "fp32") and point(metric) is None and entry.status == "ok":
-        own = 1.0 if METRICS[name].better == "higher" or name == "perplexity_ratio" else 0.0
-        return Metric(name, METRICS[name].unit, own, method="the reference itself")
+        return Metric(name, METRICS[name].unit, OF_THE_REFERENCE[name], method="the reference itself")
     return metric
 
 

@@ -28,15 +28,17 @@ def scope(data: ReportData) -> str:
     recipes = {e.recipe for e in entries if e.recipe}
     devices = [s.device for s in data.selections]
     ok = sum(e.status == "ok" for e in entries)
-    failed = len(entries) - ok
+    failed, partly = len(entries) - ok, sum(e.status == "ok" and e.partial for e in entries)
     feasible = sum(v.feasible for s in data.selections for v in s.verdicts)
     if not entries:
         return "Nothing was measured."
     return (
         f"{plural(len(candidates), 'candidate model')} in {plural(len(recipes), 'form')} (recipes) "
-        f"{'was' if len(candidates) == 1 else 'were'} measured on {plural(len(devices), 'device')} "
-        f"({', '.join(devices)}) with different run settings: "
-        f"{plural(ok, 'combination')}, of which {feasible or 'none'} {'keep' if feasible > 1 else 'keeps'} every budget"
+        f"{'was' if len(candidates) == 1 else 'were'} {'compared' if partly else 'measured'} on "
+        f"{plural(len(devices), 'device')} ({', '.join(devices)}) with different run settings: "
+        f"{plural(ok, 'combination')}, "
+        + (f"{ok - partly:,} of them measured in full, " if partly else "")
+        + f"of which {feasible or 'none'} {'keep' if feasible > 1 else 'keeps'} every budget"
         + (f"; {failed:,} more failed." if failed else ".")
     )
 

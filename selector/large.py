@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -85,3 +86,11 @@ def _column(column: Floats, name: str, z: float) -> Column:
     below, above = (np.nan_to_num(np.maximum(0.0, x), nan=0.0) * scale for x in (value - low, high - value))
     higher = METRICS[name].better == "higher"
     return Column(name, value, below, above) if higher else Column(name, -value, above, below)
+
+
+def may_be_beaten(best: Floats, cut: float) -> bool:
+    """Whether a point with the value `cut`, whose interval is not known, may tie with the best one: (value, low, high,
+    level). Taken generously: within twice the wider side of its interval either way, or exactly the same."""
+    value, low, high, _ = (float(x) for x in best)
+    half = max((abs(x - value) for x in (low, high) if not math.isnan(x)), default=0.0)
+    return abs(cut - value) <= 2 * 2**0.5 * half

@@ -140,7 +140,12 @@ def _selection(selection: Selection, data: ReportData) -> list[str]:
         checks = tried.checks if tried and tried.checks else selection.chosen.checks
         lines += budget_table(checks, selection.confidence) if checks else []
     if answer["what_if"]:
-        lines += ["What would change the choice:", "", *[f"- {escape(w)}" for w in answer["what_if"]], ""]
+        lines += [
+            escape(f"What would change the choice{answer['what_if_among']}:"),
+            "",
+            *[f"- {escape(w)}" for w in answer["what_if"]],
+            "",
+        ]
     if selection.chosen:
         lines += [escape(selection.chosen.reason), ""]
     lines += [escape(selection.left_out), ""] if selection.left_out else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,8 @@ def _last_word(contest: Contest, winner: int, rival: int) -> str:
             return f"the point estimate of {column.name}: {_value(contest, winner, column.name)} against " + (
                 f"{_value(contest, rival, column.name)} of {other}"
             )
-        if column.score[winner] != column.score[rival] and column.score[rival] != column.score[rival]:
+        lacks = [math.isnan(float(column.score[i])) for i in (winner, rival)]
+        if lacks == [False, True]:
             return f"{column.name}, which {other} lacks"
     sizes = [point(contest.entries[i].metrics.get("size")) for i in (winner, rival)]
     if sizes[0] is not None and sizes[0] != sizes[1]:

@@ -121,7 +121,7 @@ def _context(report: ReportData, examples: bool) -> dict[str, Any]:
         "scope": scope(report),
         "glossary": glossary(report),
         "changed": [_cut(c.__dict__) for c in report.changed[:EXAMPLES]] if examples else [],
-        "changed_total": len(report.changed),
+        "changed_total": max(report.changed_count, len(report.changed)),
         "examples": examples,
         "measured": measured,
         "measured_left": max(0, len(report.measurements) - views.ROW_LIMIT),
@@ -145,13 +145,15 @@ def _cut(fields: dict[str, str]) -> dict[str, str]:
 def _summaries(report: ReportData) -> dict[str, str]:
     """What the plots show, for those who do not see them. The first is rewritten when the axes switch."""
     ok = [v for s in report.selections for v in s.verdicts if v.entry.status == "ok"]
+    seen = "looked at or measured" if any(v.entry.partial for v in ok) else "measured"
     front = sum(v.pareto for v in ok)
     feasible = sum(v.feasible for v in ok)
     counts = [len(x) for x in report.samples.values()]
     start = [(m.value, label(e)) for e in report.entries if (m := e.metrics.get("startup")) and finite(m.value)]
     quickest = min(start, key=lambda pair: pair[0] or 0.0, default=None)
     return {
-        "tradeoff": f"{len(ok)} entries were measured; {feasible} keep every budget and {front} stand on the Pareto "
+        "tradeoff": f"{len(ok)} entries were {seen}"
+        f"; {feasible} keep every budget and {front} stand on the Pareto "
         "front of the objectives. The same numbers stand in the table of all entries below.",
         "latency": f"Times of single calls of {len(counts)} entries, {sum(counts):,} in all"
         + (", thinned evenly" if sum(counts) > SAMPLES_ALL or max(counts, default=0) > SAMPLES_EACH else "")

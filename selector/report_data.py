@@ -61,6 +61,9 @@ class ReportData:
     """Device -> fingerprint, JSON-able."""
     training: tuple[TrainingRow, ...] = ()
     changed: tuple[ChangedAnswer, ...] = ()
+    """Examples."""
+    changed_count: int = 0
+    """Of all answers that changed, whether or not they are among the examples."""
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
     """Entry.key -> seconds of single calls, thinned or not."""
     bundle: str = "chosen"

@@ -49,7 +49,7 @@ def report_json(data: ReportData, *, examples: bool = True) -> dict[str, Any]:
             **({"one_for_all": joint_json(joint)} if joint else {}),
             "measurements": [_measurement(m) for m in data.measurements],
             "training": [asdict(t) for t in data.training],
-            "changed_answers": {"count": len(data.changed)}
+            "changed_answers": {"count": max(data.changed_count, len(data.changed))}
             | ({"examples": [asdict(c) for c in data.changed]} if examples else {}),
             "machines": data.machines,
             "command": data.command,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from edgewise.selector.budgets import metric_of
 from edgewise.selector.several import Joint
-from edgewise.selector.words import bundle_name, gap, limit_text, point
+from edgewise.selector.words import bundle_name, gap, limit_text, point, what_if_among
 from edgewise.showing import show
 from edgewise.types import Entry, Selection, Verdict
 
@@ -90,7 +90,7 @@ def _what_if(selection: Selection, width: int) -> list[str]:
     """What would change the choice."""
     if not selection.what_if:
         return []
-    lines = ["", "what would change it:"]
+    lines = ["", *wrap(f"what would change it{what_if_among(selection)}:", width)]
     for step in selection.what_if:
         first, *more = textwrap.wrap(clean(step.words), width - 4)
         lines += [f"  {first}", *(f"    {line}" for line in more)]

@@ -8,8 +8,9 @@ from dataclasses import replace
 from edgewise.selector.budgets import check_budgets
 from edgewise.selector.known import Known, Rules
 from edgewise.selector.race import RaceEnd
+from edgewise.selector.whatif import NOTHING
 from edgewise.selector.words import percent, plural
-from edgewise.types import Selection, Verdict
+from edgewise.types import Selection, Verdict, WhatIf
 
 
 def with_unmeasured(selection: Selection, end: RaceEnd, rules: Rules, minutes: float | None = None) -> Selection:
@@ -27,10 +28,21 @@ def with_unmeasured(selection: Selection, end: RaceEnd, rules: Rules, minutes: f
     more = [_verdict(end.points[key], reason, rules) for key, reason in reasons.items() if key not in there]
     more.sort(key=lambda v: (v.entry.key in end.dropped, v.entry.key))
     words = _left_out(end, rules, time)
-    done = replace(selection, verdicts=(*selection.verdicts, *more), left_out=words)
+    done = replace(
+        selection,
+        verdicts=(*selection.verdicts, *more),
+        left_out=words,
+        what_if=_among_measured(selection) if more else selection.what_if,
+    )
     if more and not any(v.entry.status == "ok" for v in selection.verdicts):
         done = replace(done, sentence=_none_in_full(selection, end))
     return done
+
+
+def _among_measured(selection: Selection) -> tuple[WhatIf, ...]:
+    """What would change the choice, said of those that were measured in full alone: with another budget one that was
+    dropped could be better than any of them."""
+    return tuple(replace(w, words=w.words.replace(NOTHING, f"{NOTHING} among these")) for w in selection.what_if)
 
 
 def _none_in_full(selection: Selection, end: RaceEnd) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from edgewise.selector.budgets import binding, metric_of, relative_room
 from edgewise.selector.report_data import ReportData, confirm_words, confirmation
 from edgewise.selector.select import with_confirmed
-from edgewise.selector.words import bundle_name, gap, label, limit_text, listed, percent, point
+from edgewise.selector.words import bundle_name, gap, label, limit_text, listed, percent, point, what_if_among
 from edgewise.showing import show
 from edgewise.types import BudgetCheck, Entry, Metric, Selection, Verdict
 from edgewise.units import METRICS, RELATIVE
@@ -126,6 +126,7 @@ def answer(selection: Selection) -> dict[str, Any]:
         ][:6],
         "budgets": [_budget_row(c, chosen) for c in checks],
         "what_if": [capital(w.words) for w in selection.what_if],
+        "what_if_among": what_if_among(selection),
         "misses": [] if chosen else [_miss(v) for v in selection.verdicts if v.entry.status == "ok"][:8],
         "rivals": _rivals(selection),
         "unbeaten": _unbeaten(selection),

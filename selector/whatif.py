@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import metric_of
-from edgewise.selector.words import budget_text, finite, gap, label, point
+from edgewise.selector.words import finite, gap, label, limit_between, loosened, point
 from edgewise.showing import show
 from edgewise.types import Budget, BudgetCheck, Entry, WhatIf
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.int64]
 
+NOTHING = "nothing keeps all budgets"
+_LAST_DIGITS = 4
+"""Of the limit beyond which there is nothing: it is rounded to what nothing keeps."""
 CHANGES = 3
 """Of each budget and direction: so many are told, the nearest first."""
 
@@ -36,6 +39,8 @@ class Step:
     """The limit, turned so that smaller is stricter."""
     winner: int | None
     """None: nothing keeps a stricter one."""
+    room: float = math.inf
+    """The next looser bound, which lets another entry in: the limit must stay below it."""
 
 
 def changes(contest: Contest, checks: Sequence[Sequence[BudgetCheck]], budgets: Sequence[Budget]) -> tuple[WhatIf, ...]:
@@ -58,7 +63,7 @@ def changes(contest: Contest, checks: Sequence[Sequence[BudgetCheck]], budgets: 
         sign = 1.0 if budget.op == "<=" else -1.0
         for step in (*_looser(contest, strict, able, limit), *_stricter(contest, strict, inside)):
             key = None if step.winner is None else contest.entries[step.winner].key
-            found.append(WhatIf(budget, sign * step.at, key, _words(contest, budget, sign * step.at, now, step.winner)))
+            found.append(WhatIf(budget, sign * step.at, key, _words(contest, budget, step, now)))
     return tuple(found)
 
 
@@ -76,7 +81,8 @@ def _looser(contest: Contest, strict: NDArray[np.float64], able: Indices, limit:
     winner, stages = contest.play(left) if left.size else (None, [])
     outside = able[strict[able] > limit]
     steps: list[Step] = []
-    for at in np.unique(strict[outside]):
+    bounds = np.unique(strict[outside])
+    for at, room in zip(bounds, [*bounds[1:], math.inf], strict=False):
         new = outside[strict[outside] == at]
         left = np.concatenate([left, new])
         # Who is neither ahead of the leader of the first objective nor tied with it changes nothing.
@@ -85,7 +91,7 @@ def _looser(contest: Contest, strict: NDArray[np.float64], able: Indices, limit:
         again, stages = contest.play(left)
         if again != winner:
             winner = again
-            steps.append(Step(float(at), winner))
+            steps.append(Step(float(at), winner, float(room)))
         if len(steps) == CHANGES:
             break
     return steps
@@ -109,16 +115,21 @@ def _stricter(contest: Contest, strict: NDArray[np.float64], inside: Indices) ->
         again, stages = contest.play(left)
         if again != winner and len(steps) < CHANGES:
             winner = again
-            steps.append(Step(float(strict[left].max()), winner))
+            steps.append(Step(float(strict[left].max()), winner, float(at)))
         winner = again
     return steps
 
 
-def _words(contest: Contest, budget: Budget, at: float, now: int | None, then: int | None) -> str:
+def _words(contest: Contest, budget: Budget, step: Step, now: int | None) -> str:
+    sign = 1.0 if budget.op == "<=" else -1.0
+    then = step.winner
     if then is None:
         word = "below" if budget.op == "<=" else "above"
-        return f"{budget.metric} {word} {show(at, budget.unit)}: nothing keeps all budgets"
-    start = f"with {budget_text(budget, at)}: {label(contest.entries[then])}"
+        exact = math.isclose(loosened(sign * step.at, budget), sign * step.at, rel_tol=1e-12)
+        digits = 3 if exact else _LAST_DIGITS
+        limit = show(loosened(sign * step.at, budget, digits, stricter=True), budget.unit, digits)
+        return f"{budget.metric} {word} {limit}: {NOTHING}"
+    start = f"with {limit_between(budget, sign * step.at, sign * step.room)}: {label(contest.entries[then])}"
     parts = [_against(contest.entries, name, then, now, budget) for name in contest.objective]
     return ", ".join([start, *parts])
 

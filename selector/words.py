@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from edgewise.showing import show
-from edgewise.types import Budget, Entry, Metric
+from edgewise.types import Budget, Entry, Metric, Selection
 from edgewise.units import METRICS
 
 _OP = re.compile(r"<=|>=")
@@ -50,21 +50,43 @@ def budget_text(budget: Budget, limit: float | None = None) -> str:
     return f"{budget.metric} {budget.op} {_shown_limit(budget, loosened(limit, budget))}"
 
 
-def _shown_limit(budget: Budget, limit: float) -> str:
-    return show(limit, budget.unit) + (f" of {budget.relative_to}" if budget.relative_to else "")
+def limit_between(budget: Budget, limit: float, room: float) -> str:
+    """The budget with a limit that lets the value `limit` in and not yet `room`, the next looser one (infinite where
+    there is none): in as many digits as that takes, three at least."""
+    sign = 1.0 if budget.op == "<=" else -1.0
+    for digits in range(3, 18):
+        shown = loosened(limit, budget, digits)
+        if sign * shown < sign * room:
+            break
+    return f"{budget.metric} {budget.op} {_shown_limit(budget, shown, digits)}"
 
 
-def loosened(limit: float, budget: Budget) -> float:
-    """`limit` rounded to the digits that `show` prints, away from strictness: what is printed must let the value in."""
+def _shown_limit(budget: Budget, limit: float, digits: int = 3) -> str:
+    return show(limit, budget.unit, digits) + (f" of {budget.relative_to}" if budget.relative_to else "")
+
+
+def loosened(limit: float, budget: Budget, digits: int = 3, *, stricter: bool = False) -> float:
+    """`limit` rounded to the digits that `show` prints, away from strictness: what is printed must let the value in.
+    stricter: the other way, so that what is printed leaves the value out."""
     if limit == 0 or not math.isfinite(limit):
         return limit
-    fixed = {"1": 1e-4, "points": 1e-2}.get(budget.unit)
-    step = fixed or 10.0 ** (math.floor(math.log10(abs(limit))) - 2)
-    up = math.ceil if budget.op == "<=" else math.floor
+    fixed = {"1": 10.0 ** -(digits + 1), "points": 10.0 ** -(digits - 1)}.get(budget.unit)
+    step = fixed or 10.0 ** (math.floor(math.log10(abs(limit))) - digits + 1)
+    up = math.ceil if (budget.op == "<=") != stricter else math.floor
     nearest = round(limit / step)
     # A limit that stands on a printed digit already, but for floating point, stays there.
     steps = nearest if math.isclose(nearest * step, limit, rel_tol=1e-12) else up(limit / step)
     return steps * step
+
+
+def what_if_among(selection: Selection) -> str:
+    """After 'what would change it', where not all was measured in full: of whom that is said."""
+    full = sum(v.entry.status == "ok" and not v.entry.partial for v in selection.verdicts)
+    left = sum(v.entry.partial for v in selection.verdicts)
+    if not left:
+        return ""
+    others = f"one of the {left} others may be better then: 'search: all' measures them"
+    return f", among the {full} measured in full ({others})"
 
 
 def finite(value: float | None) -> bool:

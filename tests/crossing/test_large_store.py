@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.profiler import Store, entries
+from edgewise.profiler import Store, entries, shortlist
 from edgewise.selector import select
 from edgewise.types import Measurement, Metric, RunSettings, Target
 from edgewise.units import METRICS, parse_budget
@@ -22,8 +22,9 @@ BUDGETS = (
     (),
     ("p95 <= 1 us", "size <= 60 MB"),
     ("throughput >= 400 /s", "accuracy >= 0.8"),
+    ("train_time <= 90 s", "p95 <= 10 ms"),
 )
-OBJECTIVES = (("accuracy", "p95"), ("p95", "accuracy"), ("size",), ("throughput", "peak_rss"))
+OBJECTIVES = (("accuracy", "p95"), ("p95", "accuracy"), ("size",), ("throughput", "peak_rss"), ("train_time", "p95"))
 
 
 def _metric(name: str, value: float, half: float | None) -> Metric:
@@ -62,6 +63,12 @@ def fill(store: Store, seed: int) -> None:
                     _timed(rng, bundle, Target("here", RunSettings(threads=t, max_length=length)), size)
                     for t in (1, 2, 4)
                 ]
+    for candidate in range(6):  # trained twice, the second time in another
+        for k in range(2):
+            time = Metric("train_time", "s", 60.0 + 10 * candidate + 500 * (1 - k), n=1)
+            found.append(
+                Measurement(f"c{candidate}", "", None, None, "none", "train", metrics=(time,), conditions=CONDITIONS)
+            )
     # Some things were measured again, one failed, one bundle was built anew, and another device has its own.
     found += [
         _timed(rng, (m.candidate, m.recipe, str(m.content_digest)), m.target, 2e7)
@@ -69,14 +76,23 @@ def fill(store: Store, seed: int) -> None:
         if m.scenario == "single-stream" and m.target
     ]
     found.append(replace(found[-1], status="failed", reason="killed", metrics=()))
+    # The answers of what would be chosen by accuracy failed the last time.
+    best = max((m for m in found if m.scenario == "accuracy"), key=lambda m: m.metrics[0].value or 0.0)
+    found.append(replace(best, status="failed", reason="garbage", metrics=()))
     found.append(_timed(rng, ("c0", "int8-static", "sha256:anew"), Target("here", RunSettings(max_length=32)), 1e7))
     found.append(_timed(rng, ("c1", "fp32", "sha256:1-fp32"), Target("board", RunSettings()), 1e7))
     for m in found:
         store.add(m)
 
 
+@pytest.mark.parametrize("most", [shortlist.MOST, 30])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_choice_is_that_of_reading_everything(seed: int, tmp_path: Path) -> None:
+def test_the_choice_is_that_of_reading_everything(
+    seed: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the best few are read at first: what was not read may tie with the best, or be all that keeps
+    the budgets by its bounds."""
+    monkeypatch.setattr(shortlist, "MOST", most)
     with Store(tmp_path / "m.sqlite") as store:
         fill(store, seed)
         whole = [e for e in entries(store) if e.target is None or e.target.device == "here"]
@@ -102,3 +118,42 @@ def _same(
         # It is judged with the same numbers; of what was measured again the later ones.
         assert found.chosen.entry.metrics == expected.chosen.entry.metrics
         assert found.chosen.checks == expected.chosen.checks
+
+
+def test_two_machines_under_one_name_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The choice is for the one that was measured last, though the other was faster."""
+    with Store(tmp_path / "m.sqlite") as store:
+        for cpu, p95 in (("fast CPU", 0.001), ("slow CPU", 0.006)):
+            conditions = {
+                "fingerprint": {"cpu": cpu, "logical_cores": 2, "digest": cpu}, "fingerprint_digest": cpu,
+                "settings_digest": "s",
+            }  # fmt: skip
+            for i in range(3):
+                metrics = (_metric("p95", p95 + i / 1e4, None), _metric("size", 1e7, None))
+                target = Target("here", RunSettings())
+                store.add(Measurement(
+                    f"{cpu[:4]}{i}", "fp32", f"sha256:{cpu}{i}", target, "single-stream", "profile",
+                    conditions=conditions, metrics=metrics, inputs_digest="i",
+                ))  # fmt: skip
+        found = large_selection(store, "here", Asked((parse_budget("p95 <= 10 ms"),), ("p95",), (), 0.95))
+    assert found.chosen is not None
+    assert found.chosen.entry.candidate == "slow0"
+    assert "what was measured on fast CPU, 2 cores is left out, the choice is for slow CPU" in capsys.readouterr().err
+    assert "as 2 others do" in found.sentence
+    assert "3 points of here keep every budget" in found.left_out
+
+
+def test_the_ratio_of_the_reference_to_itself_is_one(tmp_path: Path) -> None:
+    with Store(tmp_path / "m.sqlite") as store:
+        for recipe, ratio in (("fp32", None), ("int8-weights", 0.95)):
+            bundle = ("c", recipe, f"sha256:{recipe}")
+            target = Target("here", RunSettings())
+            store.add(_timed(random.Random(0), bundle, target, 1e7))
+            if ratio:
+                store.add(Measurement(
+                    *bundle, target, "comparison", "profile", conditions=CONDITIONS, inputs_digest="i",
+                    metrics=(_metric("perplexity_ratio", ratio, 0.01),),
+                ))  # fmt: skip
+        found = large_selection(store, "here", Asked((), ("perplexity_ratio",), (), 0.95))
+    assert found.chosen is not None
+    assert found.chosen.entry.recipe == "int8-weights"

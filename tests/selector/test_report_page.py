@@ -200,7 +200,7 @@ def test_texts_of_the_data_can_be_left_out(report_data: ReportData, page: str) -
     assert text in page
     without = render_report(report_data, examples=False)
     assert text not in without
-    assert "3 examples of changed answers were left out" in without
+    assert "3 changed answers are not shown, as asked" in without
 
 
 def test_without_an_answer_the_misses_stand_at_the_top(make_report: Callable[..., ReportData]) -> None:
