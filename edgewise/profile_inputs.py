@@ -47,12 +47,20 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
         return _graphs(args, graphs), (_MADE_UP,), None
     if args.rows is not None and args.rows < 1:
         raise PlanError(f"--rows is {args.rows}; expected at least 1")
-    bundles = [read_bundle(path) for path in args.bundle]
+    # Of several, one whose files changed is a failed measurement, and the others are measured.
+    bundles = [read_bundle(path, verify="full" if len(args.bundle) == 1 else "none") for path in args.bundle]
     if args.shape:
         raise PlanError(f"--shape {args.shape[0]}: a bundle is fed with the rows of --data; shapes are for ONNX files")
     if args.data is None:
         raise PlanError("--data is missing: bundles are measured on real rows, such as --data reviews.csv")
-    return [subject_of(b) for b in bundles], _rows(args, bundles), _task(bundles)
+    subjects = [subject_of(b) for b in bundles]
+    for i, subject in enumerate(subjects):
+        if same := next((s for s in subjects[:i] if s.name == subject.name), None):
+            raise PlanError(
+                f"{subject.bundle.path} and {same.bundle.path} are both called {subject.name}: profile one of them, or "
+                "each into a store of its own, and compare the two"
+            )
+    return subjects, _rows(args, bundles), _task(bundles)
 
 
 def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:

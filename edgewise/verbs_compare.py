@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgewise.errors import PlanError, StoreError
 from edgewise.rundir import store_path
 from edgewise.showing import show
-from edgewise.units import check_metric
+from edgewise.units import OF_ANSWERS, check_metric
 
 if TYPE_CHECKING:
     from edgewise.profiler.compare import Comparison, Difference
@@ -98,9 +98,10 @@ def _line(d: Difference) -> str:
 def _change(d: Difference) -> str:
     if d.change is None:
         return ""
-    if d.metric == "accuracy":
+    if d.metric in OF_ANSWERS and d.metric != "perplexity":
+        points = " points" if d.unit == "1" else ""
         bounds = "" if d.low is None or d.high is None else f" [{d.low:+.2f}, {d.high:+.2f}]"
-        return f"{d.change:+.2f} points{bounds}"
+        return f"{d.change:+.2f}{points}{bounds}"
     bounds = "" if d.low is None or d.high is None or d.low == d.high else f" [{d.low:.3f}, {d.high:.3f}]"
     return f"x {d.change:.3f}{bounds}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def run_profile(args: argparse.Namespace) -> int:
     say = Reporter()
     spec = _rounds(args)
     with Store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
+        before = store.last()
         found = profile(
             subjects,
             _targets(args, [device.name for device in devices]),
@@ -104,6 +106,8 @@ def run_profile(args: argparse.Namespace) -> int:
             _print_measurement(m)
         if any(x.low is not None for m in found for x in m.metrics):
             print(f"\n[low, high]: a one-sided bound each, at {100 * args.confidence:.12g}%; times over processes")
+        if again := sum((m.id or 0) <= before for m in found):
+            print(f"{again} of {len(found)} measurements stood in {args.store} already, and were not made again")
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
 
@@ -160,6 +164,10 @@ def _targets(args: argparse.Namespace, devices: Sequence[str]) -> tuple[Target, 
     from edgewise.types import RunSettings, Target
 
     lengths = _numbers("--max-length", args.max_length) if args.max_length else [None]
+    for option, values in (("provider", args.provider), ("threads", args.threads), ("max-length", args.max_length)):
+        parts = (values or "").split(",")
+        if len(set(parts)) < len(parts):
+            raise PlanError(f"--{option} {values} names one twice")
     return tuple(
         Target(device, RunSettings(provider, {}, threads, length))
         for device in devices
@@ -180,7 +188,7 @@ def _print_measurement(m: Measurement) -> None:
     where = m.target.text() if m.target else ""
     print(f"\n{m.candidate}/{m.recipe} on {where}, {m.scenario}")
     if m.status == "failed":
-        print(f"  failed: {m.reason}")
+        _print_line("failed", m.reason)
     width = max([20, *(len(x.name) for x in m.metrics)])
     for x in m.metrics:
         if x.value is None:
@@ -191,7 +199,9 @@ def _print_measurement(m: Measurement) -> None:
         print(f"  {x.name:<{width}} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}{kind}")
     rounds = m.conditions.get("rounds") or {}
     if rounds.get("wide"):
-        print(f"  {'wide':<20} {rounds['stopped']}")
+        _print_line("wide", rounds["stopped"])
+    if (load := m.conditions.get("server_load")) is not None:
+        _print_line("load", f"{load:.0%} of what it can answer at so many at once")
     if rounds.get("repeated"):
         print(f"  {'repeated':<20} {len(rounds['repeated'])} of {rounds['count']} rounds, which were disturbed")
     if late := m.conditions.get("late"):
@@ -233,4 +243,11 @@ def _print_nodes(m: Measurement) -> None:
         print(f"  {'nodes':<20} {', '.join(f'{count} on {name}' for name, count in placed.items())}")
     if nodes and nodes["graph_s"] > 0:
         most = [f"{name} {s / nodes['graph_s']:.0%}" for name, s in list(nodes["by_type"].items())[:4]]
-        print(f"  {'time in the graph':<20} {', '.join(most)}")
+        _print_line("time in the graph", ", ".join(most))
+
+
+def _print_line(name: str, text: str) -> None:
+    first, *more = textwrap.wrap(text, 100 - 23) or [""]
+    print(f"  {name:<20} {first}")
+    for line in more:
+        print(f"{'':<23}{line}")

@@ -26,7 +26,8 @@ Who = Callable[[Measurement], tuple[str, str]]
 
 def hardware_report(store: Store, title: str) -> str:
     """Markdown. Of the same thing measured twice the later one. Raises StoreError for a store without measurements."""
-    found = list(latest((m for m in store.measurements() if m.target is not None and m.stage != "look"), _key).values())
+    every = latest((m for m in store.measurements() if m.target is not None and m.stage != "look"), _key)
+    found = [m for key, m in every.items() if not _made_good(key, m, every)]
     if not found:
         raise StoreError(f"{store.path} holds no measurements: `edgewise profile` makes some")
     created = sorted(store.created().values())
@@ -63,6 +64,15 @@ def _key(m: Measurement) -> tuple[Any, ...]:
 
 def _fingerprint(m: Measurement) -> str:
     return str(m.conditions.get("fingerprint_digest") or "")
+
+
+def _made_good(key: tuple[Any, ...], m: Measurement, every: Mapping[Any, Measurement]) -> bool:
+    """Whether a failure that does not say on which machine, as of a device that was off, was measured well later."""
+    if m.status == "ok" or _fingerprint(m):
+        return False
+    return any(
+        k[:-1] == key[:-1] and other.status == "ok" and (other.id or 0) > (m.id or 0) for k, other in every.items()
+    )
 
 
 class _Places:
@@ -120,15 +130,19 @@ def _how(timed: Sequence[Measurement]) -> list[str]:
     rounds = [m.conditions.get("rounds") or {} for m in timed]
     counts = [int(r.get("count") or 0) for r in rounds]
     calls = [sum(r.get("calls") or []) for r in rounds]
-    level = next((x.level for m in timed for x in m.metrics if x.level is not None), None)
+    levels = sorted({x.level for m in timed for x in m.metrics if x.level is not None})
     lines.append(
         f"- A fresh process a round, {_span(counts)} rounds each, those of all bundles in turn; {_span(calls)} timed "
         "calls of each bundle and target in all."
     )
-    if level is not None:
-        lines.append(f"- Values in brackets are one-sided bounds at {level:.0%} each, over processes.")
+    if levels:
+        several = "; which, `edgewise measurements export` tells" if len(levels) > 1 else ""
+        shown = " or ".join(f"{100 * level:.12g}%" for level in levels)
+        lines.append(f"- Values in brackets are one-sided bounds at {shown} each{several}, over processes.")
     notes = dict.fromkeys(n for m in timed for n in m.conditions.get("notes") or [])
     lines += [f"- {note[:1].upper()}{note[1:]}." for note in notes]
+    if any(m.conditions.get("fed") for m in timed):
+        lines.append("- ONNX files run by themselves, on numbers that are made up: no text, no tokenizer, no answers.")
     inputs = [text for text in dict.fromkeys(_inputs(m) for m in timed) if text]
     lines += [f"- {text}" for text in inputs[:_MOST_INPUTS]]
     if len(inputs) > _MOST_INPUTS:
@@ -142,7 +156,7 @@ def _how(timed: Sequence[Measurement]) -> list[str]:
     late = [(m, m.conditions["late"]) for m in timed if m.conditions.get("late")]
     for m, counts_late in late:
         lines.append(
-            f"- {m.candidate}/{m.recipe}, {m.conditions.get('scenario')}: {sum(counts_late):,} of "
+            f"- {_escape(f'{m.candidate}/{m.recipe}')}, {m.conditions.get('scenario')}: {sum(counts_late):,} of "
             f"{sum((m.conditions.get('rounds') or {}).get('calls') or []):,} calls were due before the one before them "
             "was answered."
         )
@@ -163,9 +177,12 @@ def _how(timed: Sequence[Measurement]) -> list[str]:
 
 
 def _inputs(m: Measurement) -> str:
+    if fed := m.conditions.get("fed"):
+        shapes = ", ".join(f"{i['name']} {i['dtype']} {'x'.join(map(str, i['shape'])) or 'scalar'}" for i in fed)
+        return _escape(f"{m.candidate}: {shapes}.")
     told = (m.conditions.get("inputs") or {}).get("tokens")
     if not told or not told.get("max"):
-        return ""
+        return f"Inputs: {m.conditions['order']}." if m.conditions.get("order") else ""
     return (
         f"Inputs: {m.conditions.get('order', '')}; {told['min']} to {told['max']} tokens, half of them up to "
         f"{told['p50']}."

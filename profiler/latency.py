@@ -266,10 +266,10 @@ class _Run:
             self._keep_peaks(s, result)
         except NoSpaceError:
             raise  # not the bundle's fault, and the next one would meet it too
-        except UserError as error:
-            s.failure = str(error)
         except EdgewiseError as error:
-            s.failure = f"round {number + 1}: {error}"
+            if repeat:
+                return  # the first one stands
+            s.failure = str(error) if isinstance(error, UserError) else f"round {number + 1}: {error}"
         else:
             if repeat:
                 s.take_repeat(number, result)
@@ -303,6 +303,7 @@ class _Run:
 
     def finish(self, s: Series) -> Measurement:
         """Compute the metrics, append the measurement to the store, forget the raw files."""
+        s.failure = s.failure or s.overload(self.level)
         s.peaks = self.peaks.get(_peaks_key(s)) if s.target.run.provider == "cpu" else None
         measurement = Measurement(
             candidate=s.subject.candidate,

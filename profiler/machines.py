@@ -16,7 +16,9 @@ _HARDWARE = ("machine", "cpu", "flags", "logical_cores")
 def machine_of(m: Measurement) -> str:
     """The hardware, as one text to compare; '' where the measurement does not say it."""
     print_ = m.conditions.get("fingerprint")
-    return json.dumps([print_.get(key) for key in _HARDWARE]) if isinstance(print_, dict) else ""
+    if not isinstance(print_, dict) or not print_:  # a device that did not answer
+        return ""
+    return json.dumps([print_.get(key) for key in _HARDWARE])
 
 
 def machine_words(m: Measurement) -> str:

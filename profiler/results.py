@@ -51,6 +51,10 @@ class Calls:
     """Of the generation scenario: tokens of each answer."""
     late: int | None = None
     """Of the paced scenario: queries that were due before the one before them was answered."""
+    took_ns: tuple[int, ...] = ()
+    """Of the server scenario: of each answer, without its wait."""
+    parallel: int = 1
+    """Of the server scenario: answers at once."""
 
 
 @dataclass(frozen=True)
@@ -213,4 +217,5 @@ def _calls(data: Mapping[str, Any]) -> Calls:
     if len(first) not in (0, len(ns)) or len(written) != len(first):
         raise ValueError(f"{len(first)} first tokens and {len(written)} answers for {len(ns)} times")
     span = int(data.get("span_ns", sum(ns)))
-    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written, data.get("late"))
+    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written, data.get("late"),
+                 tuple(map(int, data.get("took_ns", ()))), int(data.get("parallel", 1)))  # fmt: skip

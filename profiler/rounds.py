@@ -167,6 +167,28 @@ class Series:
         size, calls = self.inputs_a_query, [_calls(r) for _, r in sorted(self.rounds.items())]
         return [size * len(c.ns) / (c.span_ns / 1e9) for c in calls]
 
+    def server_load(self, level: float) -> Bounds | None:
+        """Of the server scenario: the work that comes in a second over what can be done in one, the rate times the mean
+        time of an answer over the answers at once. From 1 on the queue has no end. Rounds that others disturbed do not
+        count, unless all were; a bound from several rounds, by Student's t."""
+        if self.arrival.name != "server" or not self.rounds:
+            return None
+        busy = set(self.disturbed())
+        calm = [_calls(r) for n, r in sorted(self.rounds.items()) if n not in busy or len(busy) == len(self.rounds)]
+        loads = [(self.arrival.rate or 0) * float(np.mean(c.took_ns)) / 1e9 / c.parallel for c in calm if c.took_ns]
+        return mean_bounds(loads, level) if loads else None
+
+    def overload(self, level: float) -> str:
+        """Why the server scenario is no measurement, or ''."""
+        load = self.server_load(level)
+        if load is None or load.value < 1 or (load.low is not None and load.low < 1):
+            return ""
+        rate = self.arrival.rate or 0
+        return (
+            f"server at {rate:g} queries /s: it answers about {rate / load.value:.0f} /s, so that more and more would "
+            "wait, and a percentile would tell how long the test ran: ask for a lower rate"
+        )
+
     def rounds_of(self, rule: RoundRule) -> tuple[int, int]:
         """Rounds at least and at most. Sustained is one process: what it shows is within it."""
         return (1, 1) if self.arrival.name == "sustained" else (rule.min_rounds, rule.max_rounds)
@@ -414,7 +436,8 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "other_cpu": [None if r.load is None else r.load.other_cpu for _, r in results],
             "steal": [None if r.load is None else r.load.steal for _, r in results],
             "disturbed": series.disturbed(),
-            "unsteady": [n for n, r in results if unsteady(_calls(r))],
+            # The wait in a queue moves by nature.
+            "unsteady": [n for n, r in results if series.arrival.name != "server" and unsteady(_calls(r))],
             "repeated": {str(n): text for n, text in series.repeats.items()},
             "yardstick": [None if r.yardstick is None else dict(r.yardstick) for _, r in results],
             "wall_s": [r.wall_s for _, r in results],
@@ -428,6 +451,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             if calls[0].written
             else {}
         ),
+        **({} if (load := series.server_load(level)) is None else {"server_load": load.value}),
         **({"late": [c.late for c in calls]} if any(c.late for c in calls) else {}),
         "memory": {phase: [_memory_of(r, phase) for _, r in results] for phase in ("empty", "first", "end")},
         "disk": series.subject.disk(),
