@@ -111,15 +111,19 @@ def report_data(
     labels: Sequence[str] | Mapping[int, str] = (),
     changed: Sequence[ChangedAnswer] = (),
     bundle: str = "chosen",
+    machine: str | None = None,
 ) -> ReportData:
     """Everything that the report shows, from the store.
 
-    texts: row id -> text, for the examples; none without. labels: by the number of an answer. changed: examples that
-    are at hand already.
+    machine: part of the CPU's name, where a device stood for several; what was measured on the others is left out, and
+    said. texts: row id -> text, for the examples; none without. labels: by the number of an answer. changed: examples
+    that are at hand already.
     """
+    from edgewise.profiler.machines import one_machine
     from edgewise.selector import ReportData
 
-    measurements = tuple(store.measurements())
+    kept, others = one_machine(store.measurements(), machine)
+    measurements = tuple(kept)
     entries = [v.entry for s in selections for v in s.verdicts]
     return ReportData(
         title=title,
@@ -135,6 +139,7 @@ def report_data(
         changed_count=sum(_count_changed(m) for m in _pairs(measurements).values()),
         samples=_samples(store, measurements, entries),
         bundle=bundle,
+        notes=others,
     )
 
 

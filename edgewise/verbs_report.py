@@ -79,6 +79,7 @@ def _data(args: argparse.Namespace, store: Store) -> ReportData:
         labels=labels,
         changed=() if args.data is not None else read_examples(folder),
         bundle=str(folder.path / "chosen"),
+        machine=args.machine,
     )
 
 

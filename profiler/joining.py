@@ -44,9 +44,25 @@ def entries(
     one counts, or the last whose name holds `machine`, and `say` is told of the others.
     """
     measured, others = one_machine(store.measurements(), machine)
-    for words in others:
+    for words in (*others, *_several_rows(measured, stage, inputs_digest)):
         say(words)
     return joined(measured, stage=stage, digests=digests, inputs_digest=inputs_digest)
+
+
+def _several_rows(measured: Sequence[Measurement], stage: Stage, inputs_digest: str | None) -> Iterable[str]:
+    """What must be known of bundles that were answered on different rows: their answers do not compare."""
+    if inputs_digest is not None:
+        return
+    by_rows: dict[str, dict[str, None]] = {}
+    for m in measured:
+        if m.stage == stage and m.scenario == "accuracy" and m.status == "ok":
+            by_rows.setdefault(m.inputs_digest, {})[m.candidate] = None
+    if len(by_rows) > 1:
+        groups = "; ".join(", ".join(sorted(names)) for names in by_rows.values())
+        yield (
+            f"the answers are to {len(by_rows)} different sets of rows ({groups}): an accuracy on one does not compare "
+            "with one on another; measure all on the same rows, or keep them in stores of their own"
+        )
 
 
 def joined(

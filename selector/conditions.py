@@ -41,7 +41,7 @@ def condition_lines(data: ReportData) -> list[str]:
     if wide:
         lines.append(f"The interval stayed wider than asked for in {wide:,} of {plural(len(timed), 'measurement')}.")
     notes = dict.fromkeys(str(n) for m in timed for n in m.conditions.get("notes") or [] if "disturbed" not in str(n))
-    return [*lines, *[f"{n[:1].upper()}{n[1:]}." for n in notes]]
+    return [*lines, *[f"{n[:1].upper()}{n[1:]}." for n in (*data.notes, *notes)]]
 
 
 def _inputs(timed: Sequence[Measurement]) -> list[str]:

@@ -66,6 +66,8 @@ class ReportData:
     """Of all answers that changed, whether or not they are among the examples."""
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict, hash=False)
     """Entry.key -> seconds of single calls, thinned or not."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
     bundle: str = "chosen"
     """The chosen bundle's folder, as the reader would type it."""
 

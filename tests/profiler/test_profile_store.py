@@ -281,6 +281,15 @@ def test_two_machines_under_one_name_are_not_mixed_and_it_is_said(store: Store) 
         entries(store, machine="pi")
 
 
+def test_answers_to_different_rows_are_not_compared_in_silence(store: Store) -> None:
+    store.add(ANSWERED)
+    store.add(replace(ANSWERED, candidate="l9", inputs_digest="sha256:other-rows"))
+    said: list[str] = []
+    entries(store, say=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("the answers are to 2 different sets of rows (l6; l9)")
+
+
 def test_light_reading_leaves_out_long_conditions_alone(store: Store) -> None:
     first, second = store.add(TIMED), store.add(replace(ANSWERED, status="failed", reason="hung", metrics=()))
     light = store.light([first, second, 99])

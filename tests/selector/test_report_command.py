@@ -154,3 +154,37 @@ def test_the_latency_plot_is_of_the_raw_samples(store: Path) -> None:
         "mine/int8-dynamic on here: cpu, 1 thread": (pytest.approx(0.002), pytest.approx(0.002 * 1.33, rel=1e-6)),
     }
     assert data.changed == ()
+
+
+@pytest.mark.parametrize("option", [("--objective", "size"), ("--confidence", "0.8"), ("--machine", "EPYC")])
+def test_an_option_that_would_change_nothing_of_a_run_is_refused(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "measurements.sqlite").write_bytes(store.read_bytes())
+    (run / "selection.json").write_text("{}")
+    assert main(["report", str(run), "-o", str(tmp_path / "r.md"), *option]) == 2
+    assert (
+        f"{option[0]} {option[1]}: the plan of {run} chose; to choose anew give --budget too" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "r.md").exists()
+
+
+def test_a_store_is_chosen_from_by_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And an objective that nothing was measured by is an error, not a tie of all."""
+    path = tmp_path / "m.sqlite"
+    with Store(path) as new:
+        for name, f1, rate in (("a", 0.8, 100.0), ("b", 0.7, 900.0)):
+            rates = Metric("token_throughput", "1/s", rate, rate * 0.99, rate * 1.01, 0.95, n=5)
+            timed = Measurement(name, "fp32", f"sha256:{name}", Target(), "generation", "profile", metrics=(rates,))
+            new.add(_with(timed))
+            score = Metric("f1", "1", f1, f1 - 0.01, f1 + 0.01, 0.95, n=5000)
+            new.add(
+                _with(Measurement(name, "fp32", f"sha256:{name}", Target(), "accuracy", "profile", metrics=(score,)))
+            )
+    assert main(["select", str(path)]) == 0
+    assert "f1 80.00%, token_throughput 100 /s" in " ".join(capsys.readouterr().out.split())
+    assert main(["select", str(path), "--objective", "accuracy"]) == 2
+    assert "nothing in " in (told := capsys.readouterr().err)
+    assert "was measured by it; it has f1, token_throughput" in told

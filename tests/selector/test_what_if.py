@@ -36,6 +36,32 @@ def test_what_a_little_more_would_buy_is_said_in_words(make: Make) -> None:
     assert none.what_if[0].chosen == large.key
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_limit_that_is_printed_does_what_is_said_of_it(make: Make, seed: int) -> None:
+    """As it is typed, rounded: with bounds that differ in their fourth digit alone."""
+    random = np.random.default_rng(seed)
+    found = [
+        make(f"c{i}", p95=0.010 * (1 + 0.002 * random.standard_normal()),
+             accuracy=0.8 + 0.01 * random.standard_normal(), size=2e7 * (1 + 0.001 * random.standard_normal()))
+        for i in range(12)
+    ]  # fmt: skip
+    budgets = [parse_budget("p95 <= 10 ms"), parse_budget("size <= 20 MB")]
+    selection = select(found, budgets, ["accuracy", "p95"])
+    assert selection.what_if
+    for step in selection.what_if:
+        others = [b for b in budgets if b.metric != step.budget.metric]
+        if step.chosen is None:
+            limit = step.words.partition(" below ")[2].partition(":")[0]
+            stricter = parse_budget(f"{step.budget.metric} <= {limit}")
+            held = [e for e in found if (v := e.metrics[step.budget.metric].value) is not None and v < stricter.limit]
+            assert select(held, others, ["accuracy", "p95"]).chosen is None if held else True
+            continue
+        typed = parse_budget(step.words.removeprefix("with ").partition(":")[0])
+        again = select(found, [*others, typed], ["accuracy", "p95"]).chosen
+        assert again is not None
+        assert again.entry.key == step.chosen, step.words
+
+
 def test_an_entry_that_was_set_aside_is_not_what_a_budget_would_buy(make: Make) -> None:
     small, large = make("small", p95=0.008, accuracy=0.81), make("large", p95=0.012, accuracy=0.823)
     found = select([small, large], [P95], ["accuracy"], exclude={large.key})
