@@ -103,9 +103,15 @@ def need_extra(extra: str, error: ImportError) -> MissingExtraError:
     )
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """' Did you mean x?' for a word that is near a known one, else the list of what is known."""
+def nearest(word: str, known: list[str] | tuple[str, ...], count: int = 1) -> str:
+    """'did you mean x?' for a word that is near a known one or, where `count` are asked for, a part of one's name; else
+    the list of what is known."""
     import difflib
 
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    parts = [name for name in known if count > 1 and word.lower() in name.split("_")]
+    near = [repr(name) for name in dict.fromkeys([*parts, *difflib.get_close_matches(word, known, n=count)])][:count]
+    if not near:
+        return f"known: {', '.join(known)}"
+    *others, last = near
+    before = f"{', '.join(others)} or " if others else ""
+    return f"did you mean {before}{last}?"

@@ -182,7 +182,7 @@ def parse_limit(metric: str, text: str) -> Budget:
     """
     kind = METRICS.get(metric)
     if kind is None:
-        raise PlanError(f"unknown metric {metric!r}: {nearest(metric, tuple(METRICS))}")
+        raise PlanError(f"unknown metric {metric!r}: {nearest(metric, tuple(METRICS), 3)}")
     match = _LIMIT.match(str(text))
     if not match:
         raise PlanError(f"{metric}: {text!r} is no limit; expected one like {_example(metric)!r}")
@@ -280,7 +280,7 @@ def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
 def check_metric(name: str) -> str:
     """`name`, if it is a metric; else PlanError with the nearest name."""
     if name not in METRICS:
-        raise PlanError(f"unknown metric {name!r}: {nearest(name, tuple(METRICS))}")
+        raise PlanError(f"unknown metric {name!r}: {nearest(name, tuple(METRICS), 3)}")
     return name
 
 

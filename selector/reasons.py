@@ -230,10 +230,22 @@ def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Bu
         start = f"{_on(device)} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
     found = smallest_relaxation(verdicts)
     if found is None:
-        return f"{start}, and no relaxation can be said: each lacks a number that a budget needs."
+        nearest, lacks = _lacking(verdicts)
+        return (
+            f"{start}, and no relaxation can be said, as each lacks a bound that a budget needs: of {nearest} {lacks}."
+        )
     verdict, broken = found
     changes = [f"'{budget_text(c.budget, c.bound)}' instead of '{limit_text(c.budget)}'" for c in broken]
     return f"{start}; {listed(changes)} would be enough for {label(verdict.entry)}."
+
+
+def _lacking(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The first that lacks a bound, and which, in the words of its check."""
+    for verdict in verdicts:
+        for check in verdict.checks:
+            if not check.met and (check.bound is None or not finite(check.bound)):
+                return label(verdict.entry), check.words
+    return "all", "nothing is known"
 
 
 def smallest_relaxation(verdicts: Sequence[Verdict]) -> tuple[Verdict, tuple[BudgetCheck, ...]] | None:
