@@ -220,6 +220,40 @@ def test_what_the_second_run_lacks_is_no_silent_pass(tmp_path: Path) -> None:
     assert _one(found, "peak_rss").regression
 
 
+def test_a_percentile_of_chance_is_not_lost(tmp_path: Path) -> None:
+    """The run was asked for p95: that p99 has some calls too few, this time, is no regression."""
+    with (
+        _with_metrics(tmp_path / "a", 1, p95=0.01, p99=0.02) as a,
+        _with_metrics(tmp_path / "b", 2, p95=0.01, p99=None) as b,
+    ):
+        p99 = _one(compare_stores(a, b), "p99")
+    assert p99.verdict == "not comparable"
+    assert not p99.regression
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"), [(0.60, "worse"), (0.795, "none shown"), (0.99, "better"), (0.80, "equal")]
+)
+def test_other_metrics_of_the_answers_are_guarded_too(tmp_path: Path, second: float, verdict: str) -> None:
+    """By their two intervals, which the terminal shows in points."""
+    for name, value in (("a", 0.80), ("b", second)):
+        score = Metric("exact_match", "1", value, value - 0.02, value + 0.02, 0.95, n=500)
+        with Store(tmp_path / name) as store:
+            store.add(
+                Measurement(
+                    "t5", "fp32", "sha256:c", TARGET, "accuracy", "profile", metrics=(score,), inputs_digest="i",
+                    conditions={"rows": 500},
+                )
+            )  # fmt: skip
+    with Store(tmp_path / "a") as a, Store(tmp_path / "b") as b:
+        found = _one(compare_stores(a, b), "exact_match")
+    assert found.verdict == verdict
+    assert found.change == pytest.approx(100 * (second - 0.80))
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--fail-on-regression"]) == 3 * (
+        verdict == "worse"
+    )
+
+
 def test_an_estimate_has_no_interval(tmp_path: Path) -> None:
     with _with_metrics(tmp_path / "a", 1, roofline=0.2) as a, _with_metrics(tmp_path / "b", 2, roofline=0.4) as b:
         found = _one(compare_stores(a, b, metrics=["roofline"]), "roofline")
@@ -331,6 +365,16 @@ def test_what_failed_or_is_missing_stops_a_job_whatever_was_known_of_it(
         assert main(["compare", str(tmp_path / "a"), str(tmp_path / name), "--fail-on-regression"]) == code
         assert words in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "failed"), str(tmp_path / "gone"), "--fail-on-regression"]) == 0
+
+
+def test_the_same_digest_is_the_same_rows_whatever_else_is_known_of_them(tmp_path: Path) -> None:
+    """A store from before slices were told apart, beside a new one."""
+    with _run(tmp_path / "a", 1) as a, Store(tmp_path / "b") as b:
+        for m in a.measurements():
+            told = {**m.conditions, "rows_digest": "sha256:plain"}
+            b.add(replace(m, id=None, conditions=told), a.samples(m.id or 0), a.outcomes(m.id or 0))
+        found = compare_stores(a, b)
+    assert {d.verdict for d in found.differences} <= {"none shown", "equal"}
 
 
 def test_the_same_rows_in_other_slices_are_the_same_rows(tmp_path: Path) -> None:

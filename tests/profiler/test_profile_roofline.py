@@ -104,6 +104,9 @@ def test_the_limit_is_the_larger_of_products_and_memory(fp32_bundle: Path) -> No
     assert roofline(subject, None, PEAKS) is None
     assert roofline(subject, _nodes(operations={"float32": 0.0, "int8": 0.0}), PEAKS) is None
     assert roofline_metric(None, 1.0).kind == "unavailable"
+    above = roofline_metric(found, 0.5 * found.limit_s)
+    assert (above.value, above.kind) == (None, "unavailable")
+    assert "is above the mean: the machine was slower while they were measured" in above.why
 
 
 def test_of_a_real_bundle_the_operations_are_those_of_its_weights(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -281,6 +281,16 @@ def test_two_machines_under_one_name_are_not_mixed_and_it_is_said(store: Store) 
         entries(store, machine="pi")
 
 
+def test_a_device_that_was_off_is_no_other_machine(store: Store) -> None:
+    """Its failure says of no machine: what was measured before stays."""
+    store.add(on_machine("Atom", "1"))
+    off = {**CONDITIONS, "fingerprint": {}, "fingerprint_digest": ""}
+    store.add(replace(TIMED, candidate="l3", status="failed", reason="no answer", metrics=(), conditions=off))
+    said: list[str] = []
+    assert {e.candidate for e in entries(store, say=said.append)} == {"l6", "l3"}
+    assert said == []
+
+
 def test_answers_to_different_rows_are_not_compared_in_silence(store: Store) -> None:
     store.add(ANSWERED)
     store.add(replace(ANSWERED, candidate="l9", inputs_digest="sha256:other-rows"))
