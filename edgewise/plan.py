@@ -296,6 +296,15 @@ def _check_scenarios(plan: Plan, at: Places) -> None:
             "scenarios",
         )
     at.guard(arrivals_of, plan.profile, "profile", "scenarios")
+    for key, scenario in (("rate", "server"), ("every_ms", "paced"), ("minutes", "sustained")):
+        value = getattr(plan.profile, key)
+        if value is not None and scenario not in plan.profile.scenarios:
+            raise at.error(
+                f"{key} is {value:g}; it is for the scenario {scenario}, which is not among the scenarios: "
+                f"{', '.join(plan.profile.scenarios)}",
+                "profile",
+                key,
+            )
 
 
 def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:
