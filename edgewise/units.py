@@ -158,10 +158,11 @@ UNITS: dict[str, dict[str, float]] = {
 SIGNED = ("accuracy_drop", "mcc", "pearson", "spearman")
 """Metrics that may be below 0."""
 
-RELATIVE = ("accuracy_drop", "changed_answers", "agreement", "perplexity_ratio")
 OF_THE_REFERENCE = {"accuracy_drop": 0.0, "changed_answers": 0.0, "agreement": 1.0, "perplexity_ratio": 1.0}
-"""What each of these is for the reference itself, by definition."""
-"""Metrics that compare with a reference recipe."""
+"""Metrics that compare with a reference recipe, and what each is for the reference itself, by definition."""
+
+RELATIVE = tuple(OF_THE_REFERENCE)
+"""Their names."""
 
 OF_ANSWERS: tuple[str, ...] = (*QUALITY, *(f"{WORST}{name}" for name in QUALITY), *RELATIVE)
 """Metrics of the answers: who fails in one of them fails with any number of threads."""

@@ -164,15 +164,15 @@ def _targets(args: argparse.Namespace, devices: Sequence[str]) -> tuple[Target, 
     from edgewise.types import RunSettings, Target
 
     lengths = _numbers("--max-length", args.max_length) if args.max_length else [None]
-    for option, values in (("provider", args.provider), ("threads", args.threads), ("max-length", args.max_length)):
-        parts = (values or "").split(",")
-        if len(set(parts)) < len(parts):
-            raise PlanError(f"--{option} {values} names one twice")
+    providers, threads = args.provider.split(","), _numbers("--threads", args.threads)
+    for option, values in (("provider", providers), ("threads", threads), ("max-length", lengths)):
+        if len(set(values)) < len(values):
+            raise PlanError(f"--{option} {','.join(map(str, values))} names one twice")
     return tuple(
-        Target(device, RunSettings(provider, {}, threads, length))
+        Target(device, RunSettings(provider, {}, count, length))
         for device in devices
-        for provider in args.provider.split(",")
-        for threads in _numbers("--threads", args.threads)
+        for provider in providers
+        for count in threads
         for length in lengths
     )
 

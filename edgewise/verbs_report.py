@@ -121,7 +121,7 @@ def _selections(args: argparse.Namespace, store: Store) -> tuple[Selection, ...]
 
     run = Path(args.run)
     folder = RunFolder(run)
-    if run.is_dir() and not args.budget and folder.selection.is_file():
+    if run.is_dir() and not args.budget and (folder.selection.is_file() or folder.plan.is_file()):
         for option in ("objective", "confidence", "machine"):
             if getattr(args, option) is not None:
                 raise PlanError(

@@ -156,17 +156,16 @@ def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     check_arguments(asked.budgets, asked.objective, asked.confidence, asked.weights)
     first = None if asked.weights else asked.objective[0]
     names = [*asked.objective, "size"]
-    found = points(store, device, asked.budgets, names, first)
-    ours, words = machines_of(store, device, found)
+    ours, words = machines_of(store, device)
     if words:
         _note(words)
-        found = points(store, device, asked.budgets, names, first, ours)
+    found = points(store, device, asked.budgets, names, first, ours)
     found, best, count = _best_of(store, device, found, asked)
     if found.cut is not None and (not count or may_be_beaten(found.columns[asked.objective[0]][best[0]], found.cut)):
         # What was not read might tie with the best and win in the next objective, or be all that keeps the budgets.
         found, best, count = _best_of(store, device, points(store, device, asked.budgets, names, None, ours), asked)
-    ids = [found.ids[i] for i in best] if count else nearest(store, device, asked.budgets)
-    shown = read_points(store, ids)
+    ids = [found.ids[i] for i in best] if count else nearest(store, device, asked.budgets, ours)
+    shown = read_points(store, ids, ours)
     many = f"{'at least ' if found.cut is not None else ''}{count:,}"
     judged = (
         f"{store.last():,} measurements: {many} points of {device} keep every budget; {len(shown):,} were judged, by "
@@ -200,13 +199,15 @@ def _best_of(store: Store, device: str, found: Points, asked: Asked) -> tuple[Po
 
 
 def _aimed_in(store: Store, asked: Asked) -> Asked:
-    """`aimed` of a store that is too large to read it: each metric that some measurement has."""
-    if asked.objective:
-        return asked  # `points` says what nothing has
-    known = [name for (name,) in store.query("SELECT name FROM pragma_table_info('summary')")]
-    names = [n for n in dict.fromkeys((*_ANSWERS, *_TIMES, "size")) if n in known]
-    has = [n for n in names if store.query(f'SELECT 1 FROM summary WHERE "{n}" IS NOT NULL LIMIT 1')]
-    return aimed(asked, has, store)
+    """`aimed` of a store that is too large to read it."""
+    columns = {name for (name,) in store.query("SELECT name FROM pragma_table_info('summary')")}
+
+    def known(name: str) -> bool:
+        return name in columns and bool(store.query(f'SELECT 1 FROM summary WHERE "{name}" IS NOT NULL LIMIT 1'))
+
+    if asked.objective and all(map(known, asked.objective)):
+        return asked
+    return aimed(asked, [n for n in (*asked.objective, *_ANSWERS, *_TIMES, "size") if known(n)], store)
 
 
 def _note(words: str) -> None:

@@ -27,7 +27,7 @@ from edgewise.profiler.statistics import process_quantile
 from edgewise.profiler.store import Store
 from edgewise.student import student_quantile
 from edgewise.types import Measurement, Metric
-from edgewise.units import METRICS, OF_ANSWERS, PERCENTILES
+from edgewise.units import METRICS, OF_ANSWERS, PERCENTILES, SIGNED
 
 Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
 
@@ -340,7 +340,9 @@ def _of_score(base: Difference, pair: _Pair, x: Metric, y: Metric) -> Difference
             return replace(base, change=change, verdict="not comparable", why="a value without bounds has no interval")
         errors.append((m.high - m.low) / 2 / NormalDist().inv_cdf(m.level))
     half = scale * NormalDist().inv_cdf((1 + pair.level) / 2) * math.hypot(*errors)
-    low, high, limit = change - half, change + half, scale * pair.tolerance
+    # A share of what is a share or lies between -1 and 1 itself, of another score a share of its value.
+    whole = 1.0 if x.unit == "1" or x.name in SIGNED else abs(x.value)
+    low, high, limit = change - half, change + half, scale * pair.tolerance * whole
     verdict = _verdict(x.name, low, high, -limit, limit)
     why = "as if of other rows: the interval is wider than it need be"
     return replace(base, change=change, low=low, high=high, level=pair.level, verdict=verdict, why=why)

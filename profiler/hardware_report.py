@@ -310,8 +310,8 @@ def _inside(timed: Sequence[Measurement], places: _Places) -> list[str]:
         types = list(nodes["by_type"].items())[:_MOST_TYPES]
         shares = ", ".join(f"{name} {s / nodes['graph_s']:.0%}" for name, s in types)
         where = ", ".join(f"{count} {name.removesuffix('ExecutionProvider')}" for name, count in placed.items())
-        work = "-"
-        if limit:
+        work, metric = "-", m.metric("roofline")
+        if limit and not (metric is not None and metric.kind == "unavailable"):
             operations = " + ".join(f"{n / 1e9:.3g} G {kind}" for kind, n in limit["operations"].items() if n)
             bound = "memory" if limit["memory_s"] > limit["compute_s"] else "products"
             work = f"{operations}; at least {show(max(limit['memory_s'], limit['compute_s']), 's')}, by {bound}"

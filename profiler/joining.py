@@ -53,10 +53,13 @@ def _several_rows(measured: Sequence[Measurement], stage: Stage, inputs_digest: 
     """What must be known of bundles that were answered on different rows: their answers do not compare."""
     if inputs_digest is not None:
         return
+    ours = [m for m in measured if m.stage == stage]
+    built = {_bundle_key(m): m.content_digest for m in ours if m.scenario in SCENARIOS or m.scenario == "accuracy"}
+    answered = latest((m for m in ours if m.scenario == "accuracy"), _answer_key)
     by_rows: dict[str, dict[str, None]] = {}
-    for m in measured:
-        if m.stage == stage and m.scenario == "accuracy" and m.status == "ok":
-            by_rows.setdefault(m.inputs_digest, {})[m.candidate] = None
+    for m in answered.values():
+        if m.status == "ok" and m.content_digest == built[_bundle_key(m)]:
+            by_rows.setdefault(str(m.conditions.get("rows_digest") or m.inputs_digest), {})[m.candidate] = None
     if len(by_rows) > 1:
         groups = "; ".join(", ".join(sorted(names)) for names in by_rows.values())
         yield (

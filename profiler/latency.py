@@ -303,7 +303,8 @@ class _Run:
 
     def finish(self, s: Series) -> Measurement:
         """Compute the metrics, append the measurement to the store, forget the raw files."""
-        s.failure = s.failure or s.overload(self.level)
+        overload = "" if s.failure else s.overload(self.level)
+        s.failure = s.failure or overload
         s.peaks = self.peaks.get(_peaks_key(s)) if s.target.run.provider == "cpu" else None
         measurement = Measurement(
             candidate=s.subject.candidate,
@@ -319,7 +320,7 @@ class _Run:
             metrics=() if s.failure else latency_metrics(s, self.level),
         )
         number = self.store.add(measurement, () if s.failure else s.samples())
-        if not s.failure:
+        if overload or not s.failure:  # every round was made: another try makes them anew
             s.forget()
         return replace(measurement, id=number)
 

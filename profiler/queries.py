@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgewise.errors import UserError
+from edgewise.showing import show
 
 _WAITING = 1000
 """Queries that may wait in the server scenario: with more, it is asked for more than it can answer."""
@@ -195,9 +196,9 @@ def _server(
                 done += 1
             if len(asked) - done > _WAITING:
                 pool.shutdown(cancel_futures=True)  # and those in hand are answered, so that their time is known
-                able = 1e9 * parallel * len(took) / sum(took)
+                able = show(1e9 * parallel * len(took) / max(1, sum(took)), "1/s")
                 raise UserError(
-                    f"server at {rate:g} queries /s: it answers about {able:.0f} /s, and more than {_WAITING:,} wait: "
+                    f"server at {rate:g} queries /s: it answers about {able}, and more than {_WAITING:,} wait: "
                     "ask for a lower rate"
                 )
     log = Log()

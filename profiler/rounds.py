@@ -33,6 +33,7 @@ from edgewise.profiler.statistics import (
 )
 from edgewise.profiler.store import MeasurementKey, Sample
 from edgewise.profiler.vitals import Memory
+from edgewise.showing import show
 from edgewise.types import Device, Metric, Target
 from edgewise.units import METRICS, PERCENTILES
 
@@ -170,11 +171,12 @@ class Series:
     def server_load(self, level: float) -> Bounds | None:
         """Of the server scenario: the work that comes in a second over what can be done in one, the rate times the mean
         time of an answer over the answers at once. From 1 on the queue has no end. Rounds that others disturbed do not
-        count, unless all were; a bound from several rounds, by Student's t."""
+        count where two others are left; a bound from several rounds, by Student's t."""
         if self.arrival.name != "server" or not self.rounds:
             return None
         busy = set(self.disturbed())
-        calm = [_calls(r) for n, r in sorted(self.rounds.items()) if n not in busy or len(busy) == len(self.rounds)]
+        few = len(self.rounds) - len(busy) < 2  # too few calm ones for a bound: all count
+        calm = [_calls(r) for n, r in sorted(self.rounds.items()) if n not in busy or few]
         loads = [(self.arrival.rate or 0) * float(np.mean(c.took_ns)) / 1e9 / c.parallel for c in calm if c.took_ns]
         return mean_bounds(loads, level) if loads else None
 
@@ -184,8 +186,9 @@ class Series:
         if load is None or load.value < 1 or (load.low is not None and load.low < 1):
             return ""
         rate = self.arrival.rate or 0
+        able = show(rate / load.value, "1/s")
         return (
-            f"server at {rate:g} queries /s: it answers about {rate / load.value:.0f} /s, so that more and more would "
+            f"server at {rate:g} queries /s: it answers about {able}, so that more and more would "
             "wait, and a percentile would tell how long the test ran: ask for a lower rate"
         )
 
@@ -452,7 +455,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             else {}
         ),
         **({} if (load := series.server_load(level)) is None else {"server_load": load.value}),
-        **({"late": [c.late for c in calls]} if any(c.late for c in calls) else {}),
+        **({"late": [c.late or 0 for c in calls]} if any(c.late for c in calls) else {}),
         "memory": {phase: [_memory_of(r, phase) for _, r in results] for phase in ("empty", "first", "end")},
         "disk": series.subject.disk(),
         "providers": list(results[0][1].providers),

@@ -73,6 +73,8 @@ _SUMMARY_HEAD = (
 )
 BUNDLE_INDEX = "CREATE INDEX IF NOT EXISTS summary_bundle ON summary (candidate, recipe, device)"
 """All measurements of one bundle: what a large store is asked for."""
+MACHINE_INDEX = "CREATE INDEX IF NOT EXISTS summary_machine ON summary (device, fingerprint_digest)"
+"""The machines that a device stood for."""
 SUMMARY_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _SUMMARY_HEAD)
 
 
@@ -83,6 +85,7 @@ def create(db: sqlite3.Connection) -> None:
     for statement in [*statements, f"CREATE TABLE summary ({', '.join(columns)})"]:
         db.execute(statement)
     db.execute(BUNDLE_INDEX)
+    db.execute(MACHINE_INDEX)
     db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -108,6 +111,7 @@ def check(db: sqlite3.Connection, place: str) -> bool:
 def add_missing_columns(db: sqlite3.Connection) -> None:
     """A store of an older minor version gets the index and the columns of the metrics that came since."""
     db.execute(BUNDLE_INDEX)
+    db.execute(MACHINE_INDEX)
     there = {row[1] for row in db.execute("PRAGMA table_info(summary)")}
     for metric in METRICS:
         if metric not in there:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.errors import StoreError
 from edgewise.profiler.joining import ANSWERED, joined
 from edgewise.profiler.store import Store
-from edgewise.types import SCENARIOS, Budget, Entry
+from edgewise.types import SCENARIOS, Budget, Entry, Measurement
 from edgewise.units import METRICS, OF_ANSWERS, OF_THE_REFERENCE, RELATIVE
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ LARGE = 20_000
 """Measurements from which a store is not read whole."""
 MOST = 25_000
 """Points that are read with their bounds, the best by the first objective."""
+_PREFIXES = ("server", "paced", "multistream", "offline", "sustained", "ttft", "tpot", "token")
 _OF_TRAINING = ("train_time",)
 """Metrics of a candidate, which none of its bundles' measurements has."""
 _FEW = 3000
@@ -87,10 +88,13 @@ def points(
         raise StoreError(f"{store.path} has no {missing[0]}: nothing in it was measured by it")
     ask = _Asking(store, device, tuple(b for b in budgets if b.metric not in _OF_TRAINING), tuple(machines))
     trained = _trained(store) if any(name in _OF_TRAINING for name in names) else {}
-    first = None if first in _OF_TRAINING else first
+    # What compares with a reference is not measured of the reference, which may be the best.
+    first = None if first in (*_OF_TRAINING, *RELATIVE) else first
     timed, cut = ask.rows(_SCENARIOS, "" if first is None else f" LIMIT {MOST + 1}"), None
     if first is not None and len(timed) > MOST:
-        timed, cut = _best(ask, first)
+        timed, cut = _best(ask, first, several=bool({_scenario_of(name) for name in names} - {"", "single"}))
+        if not timed:
+            timed, cut = ask.rows(_SCENARIOS), None
     answered: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
     for row in ask.of_bundles(_ANSWERED, {row[2:4] for row in timed}):
         answered.setdefault(row[_PLACE], {})[row[_SCENARIO]] = row
@@ -106,8 +110,15 @@ def points(
     return Points(ids, keys, _columns(store, ids, [key[2] for key in keys], names, budgets), cut)
 
 
-def _best(ask: _Asking, first: str) -> tuple[list[tuple[Any, ...]], float | None]:
-    """The rows that were timed of the best points by the values of one metric, and the value of the last of them."""
+def _scenario_of(name: str) -> str:
+    """Before the underscore: 'server', of a time of calls one after the other ''."""
+    head = name.partition("_")[0]
+    return head if head in _PREFIXES else "" if name in (*OF_ANSWERS, "size", *_OF_TRAINING) else "single"
+
+
+def _best(ask: _Asking, first: str, *, several: bool) -> tuple[list[tuple[Any, ...]], float | None]:
+    """The rows that were timed of the best points by the values of one metric, and the value of the last of them.
+    several: metrics of other scenarios than single-stream are asked for, whose rows are others."""
     order = f' AND "{first}" IS NOT NULL ORDER BY "{first}" {"DESC" if METRICS[first].better == "higher" else ""}'
     asked, most = (_ANSWERED, MOST // 10) if first in OF_ANSWERS else (_SCENARIOS, MOST)
     best = ask.rows(asked, f"{order} LIMIT {most}")
@@ -116,7 +127,8 @@ def _best(ask: _Asking, first: str) -> tuple[list[tuple[Any, ...]], float | None
         if best
         else None
     )
-    return (ask.of_bundles(_SCENARIOS, {row[2:4] for row in best}) if first in OF_ANSWERS else best), cut
+    others = first in OF_ANSWERS or several
+    return (ask.of_bundles(_SCENARIOS, {row[2:4] for row in best}) if others else best), cut
 
 
 def _trained(store: Store) -> dict[str, tuple[int, ...]]:
@@ -147,34 +159,29 @@ def failed(store: Store, device: str, found: Points, places: Iterable[int]) -> s
     return hit
 
 
-def machines_of(store: Store, device: str, found: Points) -> tuple[tuple[str, ...], str]:
-    """(fingerprints of the machine that was measured last, what is left out in words), where the points are of several
-    machines or of another one; ((), '') where they are of that one alone."""
+def machines_of(store: Store, device: str) -> tuple[tuple[str, ...], str]:
+    """(fingerprints of the machine that was measured last on a device, what is left out in words), where it stood for
+    several machines; ((), '') where it was one all the time. What does not say where it was measured is of none."""
     from edgewise.profiler.machines import machine_of, machine_words
 
-    def one(fingerprint: str) -> Any:
-        ((number,),) = store.query(
-            "SELECT max(measurement_id) FROM summary WHERE fingerprint_digest = ? AND device = ?", (fingerprint, device)
+    found: dict[str, Measurement] = {}  # fingerprint -> the last measurement
+    last = ""
+    while True:
+        ((last, number),) = store.query(
+            "SELECT min(f), max(id) FROM (SELECT fingerprint_digest AS f, measurement_id AS id FROM summary "
+            "WHERE device = ? AND fingerprint_digest = (SELECT min(fingerprint_digest) FROM summary WHERE device = ? "
+            "AND fingerprint_digest > ?))",
+            (device, device, last),
         )
-        return store.one(number)
-
-    there = {str(key[0]) for key in found.keys if key[0]}
-    rows = store.query(
-        "SELECT fingerprint_digest FROM summary WHERE device = ? AND fingerprint_digest IS NOT NULL "
-        "ORDER BY measurement_id DESC LIMIT 1",
-        (device,),
-    )
-    if not rows or there <= {rows[0][0]}:
+        if last is None:
+            break
+        found[last] = store.one(number)
+    known = [m for m in found.values() if machine_of(m)]
+    if len({machine_of(m) for m in known}) < 2:
         return (), ""
-    newest = one(rows[0][0])
-    others = {digest: one(digest) for digest in there}
-    if all(machine_of(m) == machine_of(newest) for m in others.values()):
-        return (), ""
-    every = [
-        d for (d,) in store.query("SELECT DISTINCT fingerprint_digest FROM summary WHERE device = ?", (device,)) if d
-    ]
-    ours = tuple(digest for digest in every if machine_of(one(digest)) == machine_of(newest))
-    names = sorted({machine_words(m) for m in others.values() if machine_of(m) != machine_of(newest)})
+    newest = max(known, key=lambda m: m.id or 0)
+    ours = tuple(f for f, m in found.items() if machine_of(m) in ("", machine_of(newest)))
+    names = sorted({machine_words(m) for m in known if machine_of(m) != machine_of(newest)})
     return ours, (
         f"device {device!r} stands for several machines: what was measured on {'; '.join(names)} is left out, the "
         f"choice is for {machine_words(newest)}; --all --machine NAME chooses another"
@@ -198,7 +205,7 @@ class _Asking:
         # Columns that are NULL are of another row of the same point.
         limits = "".join(f' AND ("{b.metric}" IS NULL OR "{b.metric}" {b.op} ?)' for b in self.budgets)
         columns = "".join(f', "{b.metric}"' for b in self.budgets)
-        only = f" AND fingerprint_digest IN ({', '.join('?' * len(self.machines))})" if self.machines else ""
+        only = _only(self.machines)
         return self.store.query(
             "SELECT measurement_id, fingerprint_digest, candidate, recipe, content_digest, provider, max_length, "
             f"batch_size, threads, scenario{columns} FROM summary WHERE device = ?{also} AND stage = 'profile' "
@@ -258,13 +265,14 @@ def _columns(
     return found
 
 
-def read_points(store: Store, ids: Iterable[tuple[int, ...]]) -> list[Entry]:
-    """These points as `entries` makes them, with all their metrics; what was measured anew since is left out."""
+def read_points(store: Store, ids: Iterable[tuple[int, ...]], machines: Sequence[str] = ()) -> list[Entry]:
+    """These points as `entries` makes them, with all their metrics; what was measured anew since is left out.
+    machines: as of `points`."""
     wanted = {number for point in ids for number in point}
     late: set[int] = set()
     measurements = store.light(wanted)
     for key in {(m.candidate, m.recipe) for m in measurements}:
-        late |= _superseded(store, key)
+        late |= _superseded(store, key, machines)
     trained = store.light(_trainings(store, {m.candidate for m in measurements}) - wanted)
     return joined([*trained, *(m for m in measurements if m.id not in late)])
 
@@ -282,12 +290,14 @@ def _trainings(store: Store, candidates: Collection[str]) -> set[int]:
     return found
 
 
-def _superseded(store: Store, bundle: tuple[str, str]) -> set[int]:
-    """Row numbers of a bundle's measurements that a later one of the same thing took the place of."""
+def _superseded(store: Store, bundle: tuple[str, str], machines: Sequence[str]) -> set[int]:
+    """Row numbers of a bundle's measurements that a later one of the same thing, on one of these machines, took the
+    place of."""
     rows = store.query(
         "SELECT measurement_id, device, content_digest, scenario, provider, threads, max_length, batch_size "
-        "FROM summary WHERE candidate = ? AND recipe = ? AND stage = 'profile' ORDER BY measurement_id",
-        bundle,
+        f"FROM summary WHERE candidate = ? AND recipe = ? AND stage = 'profile'{_only(machines)} "
+        "ORDER BY measurement_id",
+        (*bundle, *machines),
     )
     newest: dict[Any, str] = {}
     for row in rows:
@@ -297,16 +307,22 @@ def _superseded(store: Store, bundle: tuple[str, str]) -> set[int]:
     return {r[0] for r in rows if last[r[3:] + r[1:2]] != r[0] or newest.get(r[1], r[2]) != r[2]}
 
 
-def nearest(store: Store, device: str, budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:
+def _only(machines: Sequence[str]) -> str:
+    return f" AND fingerprint_digest IN ({', '.join('?' * len(machines))})" if machines else ""
+
+
+def nearest(
+    store: Store, device: str, budgets: Sequence[Budget], machines: Sequence[str] = ()
+) -> tuple[tuple[int, ...], ...]:
     """Row numbers of the points that come nearest to the limits by what was timed: the sum of what each is over its
-    own, relative to it."""
+    own, relative to it. machines: as of `points`."""
     over = " + ".join(
         f'max(0, coalesce({"" if b.op == "<=" else "-"}1.0 * ("{b.metric}" - ?) / ?, 0))' for b in budgets
     )
     rows = store.query(
         f"SELECT measurement_id, candidate, recipe FROM summary WHERE stage = 'profile' AND status = 'ok' "
-        f"AND device = ? AND scenario IN ({_SCENARIOS}) ORDER BY {over or '0'} LIMIT {_NEAREST}",
-        (device, *(x for b in budgets for x in (b.limit, abs(b.limit) or 1.0))),
+        f"AND device = ? AND scenario IN ({_SCENARIOS}){_only(machines)} ORDER BY {over or '0'} LIMIT {_NEAREST}",
+        (device, *machines, *(x for b in budgets for x in (b.limit, abs(b.limit) or 1.0))),
     )
     answers: list[int] = []
     for candidate, recipe in {row[1:] for row in rows}:
@@ -314,8 +330,8 @@ def nearest(store: Store, device: str, budgets: Sequence[Budget]) -> tuple[tuple
             number
             for (number,) in store.query(
                 f"SELECT measurement_id FROM summary WHERE candidate = ? AND recipe = ? AND device = ? "
-                f"AND stage = 'profile' AND scenario IN ({_ANSWERED})",
-                (candidate, recipe, device),
+                f"AND stage = 'profile' AND scenario IN ({_ANSWERED}){_only(machines)}",
+                (candidate, recipe, device, *machines),
             )
         ]
     return (*((row[0],) for row in rows), tuple(answers))

@@ -62,8 +62,14 @@ def rooflines(data: ReportData) -> dict[str, Mapping[str, Any]]:
     return {
         e.key: by_place[e.content_digest, e.target]
         for e in data.entries
-        if e.target is not None and (e.content_digest, e.target) in by_place
+        if e.target is not None and (e.content_digest, e.target) in by_place and _is_limit(e)
     }
+
+
+def _is_limit(entry: Entry) -> bool:
+    """Whether the limit stands: one above the mean time is none, as the machine was slower while it was measured."""
+    metric = entry.metrics.get("roofline")
+    return metric is None or metric.value is not None
 
 
 def least_time(part: Mapping[str, Any]) -> float:
@@ -83,7 +89,11 @@ def roofline_sheet(data: ReportData) -> Sheet:
         Column("Bundle"),
         Column("Run settings"),
         Column("Operations a call", True, "A multiplication and an addition are two; the products alone."),
-        Column("Weights read", True, "Bytes that a call reads from memory; 0 where they fit into the last cache."),
+        Column(
+            "Weights read",
+            True,
+            "Bytes that a call reads from memory; 0 where they fit into the last cache, or it is not known.",
+        ),
         Column("Least time", True, "At the machine's measured peaks."),
         Column("Bound by"),
         Column("Mean time", True, METRICS["latency_mean"].about),
@@ -99,7 +109,7 @@ def _roofline_cells(entry: Entry, part: Mapping[str, Any]) -> list[Cell]:
     weights = float(part["weights"])
     return [
         Cell(f"{total / 1e6:.3g} M", f"{total:.6g}", kinds, "estimated"),
-        Cell(show(weights, "B") if weights else "0, in the cache", f"{weights:.6g}", "", "estimated"),
+        Cell(show(weights, "B") if weights else "0", f"{weights:.6g}", "", "estimated"),
         Cell(show(least, "s"), f"{least:.6g}", "", "estimated"),
         text_cell("reading weights" if part["memory_s"] > part["compute_s"] else "products"),
         cell(entry.metrics.get("latency_mean")),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.errors import StoreError
 from edgewise.profiler import Store, entries, shortlist
 from edgewise.selector import select
 from edgewise.types import Measurement, Metric, RunSettings, Target
@@ -120,8 +121,13 @@ def _same(
         assert found.chosen.checks == expected.chosen.checks
 
 
-def test_two_machines_under_one_name_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The choice is for the one that was measured last, though the other was faster."""
+@pytest.mark.parametrize("most", [shortlist.MOST, 2])
+def test_two_machines_under_one_name_are_not_mixed(
+    most: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is for the one that was measured last, though the other was faster; a device that did not answer, last
+    of all, is none."""
+    monkeypatch.setattr(shortlist, "MOST", most)
     with Store(tmp_path / "m.sqlite") as store:
         for cpu, p95 in (("fast CPU", 0.001), ("slow CPU", 0.006)):
             conditions = {
@@ -135,12 +141,45 @@ def test_two_machines_under_one_name_are_not_mixed(tmp_path: Path, capsys: pytes
                     f"{cpu[:4]}{i}", "fp32", f"sha256:{cpu}{i}", target, "single-stream", "profile",
                     conditions=conditions, metrics=metrics, inputs_digest="i",
                 ))  # fmt: skip
+        off = {"fingerprint": {}, "fingerprint_digest": "", "settings_digest": "s"}
+        store.add(Measurement(
+            "slow2", "fp32", "sha256:slow CPU2", Target("here", RunSettings(threads=2)), "single-stream", "profile",
+            status="failed", reason="no answer", conditions=off, inputs_digest="i",
+        ))  # fmt: skip
         found = large_selection(store, "here", Asked((parse_budget("p95 <= 10 ms"),), ("p95",), (), 0.95))
+        none = large_selection(store, "here", Asked((parse_budget("p95 <= 100 us"),), ("p95",), (), 0.95))
+        with pytest.raises(StoreError, match=r"--objective bleu: nothing in .* was measured by it; it has p95, size"):
+            large_selection(store, "here", Asked((), ("bleu",), (), 0.95))
+    assert "would be enough for slow0/fp32" in none.sentence
     assert found.chosen is not None
     assert found.chosen.entry.candidate == "slow0"
     assert "what was measured on fast CPU, 2 cores is left out, the choice is for slow CPU" in capsys.readouterr().err
-    assert "as 2 others do" in found.sentence
-    assert "3 points of here keep every budget" in found.left_out
+    assert "as 2 others do" in found.sentence or most == 2
+    assert "points of here keep every budget" in found.left_out
+
+
+def test_what_is_read_first_has_all_its_scenarios_and_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many points that tie in p95 the second objective, of another scenario, decides; of a drop the reference is the
+    best although it has none."""
+    monkeypatch.setattr(shortlist, "MOST", 4)
+    with Store(tmp_path / "m.sqlite") as store:
+        for i in range(12):
+            recipe = "fp32" if i == 7 else "int8-dynamic"
+            bundle, target = (f"c{i}", recipe, f"sha256:{i}"), Target("here", RunSettings())
+            rows = [
+                ("single-stream", (_metric("p95", 0.005, 0.001), _metric("size", 1e7, None))),
+                ("server", (_metric("server_p95", 0.02 - i / 1000, 0.0001),)),
+                *([] if recipe == "fp32" else [("comparison", (_metric("accuracy_drop", 1.0 + i, 0.1),))]),
+            ]
+            for scenario, metrics in rows:
+                store.add(Measurement(
+                    *bundle, target, scenario, "profile", conditions=CONDITIONS, metrics=metrics, inputs_digest="i"
+                ))  # fmt: skip
+        whole = entries(store)
+        for objective in (("p95", "server_p95"), ("accuracy_drop", "p95"), ("server_p95", "size")):
+            _same(store, whole, (), objective)
 
 
 def test_the_ratio_of_the_reference_to_itself_is_one(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_queue_that_would_grow_and_grow_is_no_measurement(parallel: int) -> No
     """However short the test is: twice what it can answer, and never more than fifty wait."""
     capacity = parallel / 0.01
     words = _served(2 * capacity, 0.01, parallel).overload(0.95)
-    told = re.search(r"it answers about ([0-9]+) /s, so that more and more would wait", words)
+    told = re.search(r"it answers about ([0-9.]+) /s, so that more and more would wait", words)
     assert told is not None, words
     assert 0.5 * capacity < float(told[1]) <= capacity  # a sleep never ends early
     calm = _served(0.5 * capacity, 0.01, parallel)

@@ -298,6 +298,11 @@ def test_answers_to_different_rows_are_not_compared_in_silence(store: Store) -> 
     entries(store, say=said.append)
     assert len(said) == 1
     assert said[0].startswith("the answers are to 2 different sets of rows (l6; l9)")
+    # Measured anew on the rows of the other, or on the same ones in slices: now they compare.
+    told = {**ANSWERED.conditions, "rows_digest": "sha256:other-rows"}
+    store.add(replace(ANSWERED, inputs_digest="sha256:in-slices", conditions=told))
+    entries(store, say=said.append)
+    assert len(said) == 1
 
 
 def test_light_reading_leaves_out_long_conditions_alone(store: Store) -> None:
