@@ -25,7 +25,7 @@ def condition_lines(data: ReportData) -> list[str]:
         if m.status == "ok" and isinstance(m.conditions.get("rounds"), Mapping) and m.target
     ]
     if not timed:
-        return []
+        return [f"{n[:1].upper()}{n[1:]}." for n in data.notes]
     rounds = [m.conditions["rounds"] for m in timed]
     counts = [int(r.get("count") or 0) for r in rounds]
     calls = [sum(r.get("calls") or []) for r in rounds]
