@@ -325,8 +325,9 @@ def gpt2(texts: list[str], tmp_path_factory: Any) -> tuple[Any, Trimmed, Tokeniz
 
 
 @WORDS
-@given(st.text(max_size=60))
+@given(st.text(max_size=60).filter(lambda text: not any(token in text for token in SPECIAL)))
 def test_bytes_write_every_text(gpt2: tuple[Any, Trimmed, Tokenizer], text: str) -> None:
+    """But for the special tokens, which are no text: a decoder leaves them out."""
     full, trimmed, less = gpt2
     ids = less.encode(text).ids
     assert less.decode(ids) == text
