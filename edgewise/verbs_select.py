@@ -161,15 +161,17 @@ def large_selection(store: Store, device: str, asked: Asked) -> Selection:
         _note(words)
     found = points(store, device, asked.budgets, names, first, ours)
     found, best, count = _best_of(store, device, found, asked)
-    if found.cut is not None and (not count or may_be_beaten(found.columns[asked.objective[0]][best[0]], found.cut)):
-        # What was not read might tie with the best and win in the next objective, or be all that keeps the budgets.
+    if found.cut is not None and not count:  # what was not read might be all that keeps the budgets
         found, best, count = _best_of(store, device, points(store, device, asked.budgets, names, None, ours), asked)
+    unread = found.cut is not None and may_be_beaten(found.columns[asked.objective[0]][best[0]], found.cut)
     ids = [found.ids[i] for i in best] if count else nearest(store, device, asked.budgets, ours)
     shown = read_points(store, ids, ours)
     many = f"{'at least ' if found.cut is not None else ''}{count:,}"
     judged = (
         f"{store.last():,} measurements: {many} points of {device} keep every budget; {len(shown):,} were judged, by "
-        "their intervals and not row by row; --all judges each"
+        "their intervals and not row by row"
+        + (f"; others, which were not read, may tie with the best in {asked.objective[0]}" if unread else "")
+        + "; --all judges each"
     )
     _note(judged)
     chosen = select(

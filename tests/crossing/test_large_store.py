@@ -91,8 +91,8 @@ def fill(store: Store, seed: int) -> None:
 def test_the_choice_is_that_of_reading_everything(
     seed: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where only the best few are read at first: what was not read may tie with the best, or be all that keeps
-    the budgets by its bounds."""
+    """Also where only the best few are read at first: what was not read may be all that keeps the budgets by its
+    bounds. Where it may tie with the best, that is said."""
     monkeypatch.setattr(shortlist, "MOST", most)
     with Store(tmp_path / "m.sqlite") as store:
         fill(store, seed)
@@ -114,6 +114,9 @@ def _same(
     expected = select(whole, budgets, objective, weights=weights, device="here")  # type: ignore[arg-type]
     found = large_selection(store, "here", Asked(budgets, objective, weights, 0.95))
     keys = [s.chosen.entry.key if s.chosen else None for s in (expected, found)]
+    if keys[0] != keys[1] and shortlist.MOST < 100:
+        assert f"others, which were not read, may tie with the best in {objective[0]}" in found.left_out
+        return
     assert keys[0] == keys[1], (texts, objective)
     if expected.chosen and found.chosen:
         # It is judged with the same numbers; of what was measured again the later ones.
