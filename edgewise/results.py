@@ -123,7 +123,7 @@ def report_data(
     from edgewise.selector import ReportData
 
     kept, others = one_machine(store.measurements(), machine)
-    measurements = tuple(kept)
+    measurements, pairs = tuple(kept), _pairs(kept)
     entries = [v.entry for s in selections for v in s.verdicts]
     return ReportData(
         title=title,
@@ -135,8 +135,8 @@ def report_data(
         measurements=measurements,
         machines=machines_of(measurements),
         training=_training(measurements),
-        changed=tuple(changed) or _changed(store, measurements, selections, texts or {}, _named(labels)),
-        changed_count=sum(_count_changed(m) for m in _pairs(measurements).values()),
+        changed=tuple(changed) or _changed(store, pairs, selections, texts or {}, _named(labels)),
+        changed_count=sum(map(_count_changed, pairs)),
         samples=_samples(store, measurements, entries),
         bundle=bundle,
         notes=others,
@@ -221,7 +221,7 @@ def _named(labels: Sequence[str] | Mapping[int, str]) -> Mapping[int, str]:
 
 def _changed(
     store: Store,
-    measurements: Sequence[Measurement],
+    pairs: Sequence[tuple[Measurement, Measurement, Measurement]],
     selections: Sequence[Selection],
     texts: Mapping[str, str],
     labels: Mapping[int, str],
@@ -230,16 +230,15 @@ def _changed(
     settings: the chosen ones first, of each bundle the right answers that were lost first."""
     if not texts or not labels:
         return ()
-    pairs = {key: (ours, theirs) for key, (_, ours, theirs) in _pairs(measurements).items()}
     chosen = {_answers_as(s.chosen.entry) for s in selections if s.chosen}
-    ordered = sorted(pairs.values(), key=lambda pair: _answers_as(pair[0]) not in chosen)
-    several = len({ours.target.device for ours, _ in ordered if ours.target}) > 1
+    ordered = sorted(pairs, key=lambda pair: _answers_as(pair[1]) not in chosen)
+    several = len({ours.target.device for _, ours, _ in ordered if ours.target}) > 1
     return tuple(
-        example for ours, theirs in ordered for example in _examples_of(store, ours, theirs, several, texts, labels)
+        example for _, ours, theirs in ordered for example in _examples_of(store, ours, theirs, several, texts, labels)
     )
 
 
-def _pairs(measurements: Sequence[Measurement]) -> dict[Any, tuple[Measurement, Measurement, Measurement]]:
+def _pairs(measurements: Sequence[Measurement]) -> list[tuple[Measurement, Measurement, Measurement]]:
     """(comparison, the bundle's answers, the reference's) of each bundle and target, the latest."""
     by_id = {m.id: m for m in measurements}
     found: dict[Any, tuple[Measurement, Measurement, Measurement]] = {}
@@ -249,7 +248,7 @@ def _pairs(measurements: Sequence[Measurement]) -> dict[Any, tuple[Measurement, 
         ours, theirs = (by_id.get(m.conditions.get(n)) for n in ("measurement", "reference_measurement"))
         if ours is not None and theirs is not None and ours.content_digest != theirs.content_digest:
             found[ours.candidate, ours.recipe, ours.target] = m, ours, theirs
-    return found
+    return list(found.values())
 
 
 def _count_changed(pair: tuple[Measurement, Measurement, Measurement]) -> int:

@@ -23,7 +23,7 @@ from edgewise.profiler.comparison import turned
 from edgewise.profiler.joining import latest
 from edgewise.profiler.likelihood import is_likelihood, paired_likelihood
 from edgewise.profiler.rounds import token_times
-from edgewise.profiler.statistics import process_quantile
+from edgewise.profiler.statistics import process_quantile, too_few_calls
 from edgewise.profiler.store import Store
 from edgewise.student import student_quantile
 from edgewise.types import Measurement, Metric
@@ -223,7 +223,7 @@ def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
         why = f": {metric.why}" if metric is not None and metric.why else ""
         # The first run was asked for one percentile; of another one the sample may be a little too small by chance.
         asked = (pair.m.conditions.get("settings") or {}).get("percentile", "p95")
-        by_chance = y is not None and y.why.startswith("needs ") and not name.endswith(asked)
+        by_chance = y is not None and too_few_calls(y) and not name.endswith(asked)
         lost = b is None and not by_chance
         why = f"not known of the {where} run{why}"
         return Difference(subject, name, unit, a, b, "not comparable", why=why, lost=lost)

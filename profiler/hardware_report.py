@@ -8,6 +8,7 @@ from typing import Any
 
 from edgewise.errors import StoreError
 from edgewise.profiler.joining import latest
+from edgewise.profiler.statistics import too_few_calls
 from edgewise.profiler.store import Store
 from edgewise.showing import show, show_fact
 from edgewise.types import SCENARIOS, Measurement, Metric
@@ -210,7 +211,7 @@ def _scenarios(found: Sequence[Measurement], who: Who) -> list[str]:
     lines: list[str] = []
     for scenario in SCENARIOS:
         same = [m for m in found if m.scenario == scenario]
-        own = dict.fromkeys(x.name for m in same for x in m.metrics if x.value is not None or _needs(x))
+        own = dict.fromkeys(x.name for m in same for x in m.metrics if x.value is not None or too_few_calls(x))
         names = [n for n in own if n not in (*_STARTUP, *_MEMORY, "energy")]
         if not same or not names:
             continue
@@ -353,7 +354,7 @@ def _failed(found: Sequence[Measurement], places: _Places) -> list[str]:
 
 def _meaning(found: Sequence[Measurement]) -> list[str]:
     """Every number of the report in a sentence."""
-    there = {x.name for m in found for x in m.metrics if x.value is not None or _needs(x)}
+    there = {x.name for m in found for x in m.metrics if x.value is not None or too_few_calls(x)}
     if not there:
         return []
     return [
@@ -363,14 +364,9 @@ def _meaning(found: Sequence[Measurement]) -> list[str]:
     ]
 
 
-def _needs(metric: Metric) -> bool:
-    """Whether its sample was too small, which it says."""
-    return metric.value is None and metric.why.startswith("needs ")
-
-
 def _cell(metric: Metric | None) -> str:
     if metric is None or metric.value is None:
-        return metric.why.partition(":")[0] if metric is not None and _needs(metric) else "-"
+        return metric.why.partition(":")[0] if metric is not None and too_few_calls(metric) else "-"
     value = show(metric.value, metric.unit)
     if metric.low is None or metric.high is None or metric.low == metric.high:
         return f"{value}{' (estimated)' if metric.kind == 'estimated' else ''}"

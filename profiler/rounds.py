@@ -329,24 +329,23 @@ def _sustained_metrics(series: Series) -> tuple[Metric, ...]:
     windows = _calls(result).windows
     tenth, size = max(1, len(windows) // 10), series.inputs_a_query
 
-    def rate(part: Sequence[Mapping[str, Any]]) -> float:
-        return size * sum(int(w["calls"]) for w in part) / (sum(int(w["span_ns"]) for w in part) / 1e9)
-
-    parts = {"": windows, ", the first tenth": windows[:tenth], ", the last tenth": windows[-tenth:]}
-    rates = {text: rate(part) for text, part in parts.items()}
-    calls = {text: sum(int(w["calls"]) for w in part) for text, part in parts.items()}
     method, why = f"one process, {len(windows)} windows", "one process has no interval"
-    whole, first, last = parts
-    return (
-        *(
-            Metric(f"sustained_{name}", "1/s", rates[part], method=f"{method}{part}", n=calls[part], why=why)
-            for name, part in (("throughput", whole), ("first", first), ("last", last))
-        ),
-        Metric(
-            "sustained_ratio", "number", rates[last] / rates[first], method="last tenth over the first",
-            n=calls[first] + calls[last], why=why,
-        ),
-    )  # fmt: skip
+
+    def rate(name: str, part: Sequence[Mapping[str, Any]], which: str) -> Metric:
+        calls = sum(int(w["calls"]) for w in part)
+        value = size * calls / (sum(int(w["span_ns"]) for w in part) / 1e9)
+        return Metric(f"sustained_{name}", "1/s", value, method=f"{method}{which}", n=calls, why=why)
+
+    whole = rate("throughput", windows, "")
+    first, last = (
+        rate("first", windows[:tenth], ", the first tenth"),
+        rate("last", windows[-tenth:], ", the last tenth"),
+    )
+    assert first.value is not None
+    assert last.value is not None
+    ratio, n = last.value / first.value, first.n + last.n
+    moved = Metric("sustained_ratio", "number", ratio, method="last tenth over the first", n=n, why=why)
+    return whole, first, last, moved
 
 
 def _throughput(mean: Metric, batch_size: int, calls: int) -> Metric:

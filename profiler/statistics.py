@@ -130,6 +130,11 @@ def _convolved_quantile(residuals: Floats, deviations: Floats, q: float) -> Floa
     return result
 
 
+def too_few_calls(metric: Metric) -> bool:
+    """Whether a percentile is unknown because its sample is too small, which `percentile_metrics` says."""
+    return metric.value is None and metric.why.startswith("needs ")
+
+
 def percentile_metrics(
     clusters: Sequence[Floats], level: float, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[Metric, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgewise.selector.report_data import ReportData
@@ -25,7 +25,7 @@ def condition_lines(data: ReportData) -> list[str]:
         if m.status == "ok" and isinstance(m.conditions.get("rounds"), Mapping) and m.target
     ]
     if not timed:
-        return [f"{n[:1].upper()}{n[1:]}." for n in data.notes]
+        return _sentences(data.notes)
     rounds = [m.conditions["rounds"] for m in timed]
     counts = [int(r.get("count") or 0) for r in rounds]
     calls = [sum(r.get("calls") or []) for r in rounds]
@@ -41,7 +41,11 @@ def condition_lines(data: ReportData) -> list[str]:
     if wide:
         lines.append(f"The interval stayed wider than asked for in {wide:,} of {plural(len(timed), 'measurement')}.")
     notes = dict.fromkeys(str(n) for m in timed for n in m.conditions.get("notes") or [] if "disturbed" not in str(n))
-    return [*lines, *[f"{n[:1].upper()}{n[1:]}." for n in (*data.notes, *notes)]]
+    return [*lines, *_sentences((*data.notes, *notes))]
+
+
+def _sentences(notes: Iterable[str]) -> list[str]:
+    return [f"{note[:1].upper()}{note[1:]}." for note in notes]
 
 
 def _inputs(timed: Sequence[Measurement]) -> list[str]:
