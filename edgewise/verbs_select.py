@@ -145,12 +145,10 @@ def _from_large(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[S
 
 def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     """The choice of `select` among all points of the device, without comparing row by row, and the next best ones."""
-    from dataclasses import replace
-
     from edgewise.profiler.shortlist import machines_of, nearest, points, read_points
     from edgewise.selector import select
     from edgewise.selector.large import may_be_beaten
-    from edgewise.selector.select import check_arguments
+    from edgewise.selector.select import check_arguments, of_a_part
 
     asked = _aimed_in(store, asked)
     check_arguments(asked.budgets, asked.objective, asked.confidence, asked.weights)
@@ -177,12 +175,7 @@ def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     chosen = select(
         shown, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights, device=device
     )
-    among = f"as {len(shown) - 1:,} of the {len(shown) - 1:,} others do"
-    sentence = chosen.sentence.replace(
-        among, f"as {count - 1:,} others do{' at least' if found.cut is not None else ''}"
-    )
-    # Among all points other changes of a budget would change it.
-    return replace(chosen, what_if=(), sentence=sentence, left_out=f"{judged[:1].upper()}{judged[1:]}.")
+    return of_a_part(chosen, (count - 1, found.cut is not None), f"{judged[:1].upper()}{judged[1:]}.")
 
 
 def _best_of(store: Store, device: str, found: Points, asked: Asked) -> tuple[Points, Indices, int]:

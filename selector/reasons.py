@@ -173,8 +173,10 @@ def sentence_chosen(
     confidence: float,
     *,
     fresh: Mapping[str, Metric] | None = None,
+    others: tuple[int, bool] | None = None,
 ) -> str:
-    """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others."""
+    """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others. others:
+    where the verdicts are a part of the points, how many more keep the budgets, and whether that is the least."""
     verdicts = [v for v in verdicts if not v.entry.partial]
     entry = verdicts[0].entry
     references = {b.metric: b.relative_to for b in budgets}
@@ -185,7 +187,7 @@ def sentence_chosen(
             numbers.append(f"{name} {show(metric.value, metric.unit)}")
     kept = _all_of(budgets)
     count = sum(v.feasible for v in verdicts)
-    tail = _like_others(count - 1, len(verdicts) - 1) if budgets else ""
+    tail = _like_so_many(*others) if others else _like_others(count - 1, len(verdicts) - 1)
     with_numbers = f": {', '.join(numbers)}" if numbers else ""
     holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
     run = f" with {entry.target.run.text()}" if entry.target else ""
@@ -206,6 +208,14 @@ def _like_others(count: int, others: int) -> str:
     if others == 1:
         return ", as the other one does"
     return f", as {count:,} of the {others:,} others {'does' if count == 1 else 'do'}"
+
+
+def _like_so_many(count: int, at_least: bool) -> str:
+    """', as at least 25,000 others do'."""
+    if not count:
+        return "" if at_least else "; no other does"
+    least = "at least " if at_least else ""
+    return f", as {least}{count:,} {'other does' if count == 1 else 'others do'}"
 
 
 def _more(count: int) -> str:

@@ -125,6 +125,19 @@ def with_confirmed(selection: Selection, tries: Sequence[ConfirmTry]) -> Selecti
     return replace(done, sentence=sentence)
 
 
+def of_a_part(selection: Selection, others: tuple[int, bool], words: str) -> Selection:
+    """The selection as one among more points than were judged. others: how many more keep the budgets, and whether that
+    is the least; words: what was left out.
+
+    What would change the choice is left out: among all points it may be another budget.
+    """
+    s = replace(selection, what_if=(), left_out=words)
+    if s.chosen is None:
+        return s
+    sentence = sentence_chosen(s.device, s.verdicts, s.budgets, s.objective, s.confidence, others=others)
+    return replace(s, sentence=sentence)
+
+
 def check_arguments(
     budgets: Sequence[Budget], objective: Sequence[str], confidence: float, weights: Sequence[float] = ()
 ) -> None:
