@@ -1,9 +1,10 @@
 """What the search of `fit` finds, and what it costs, beside measuring everything.
 
 The space: three fine-tuned models (MiniLM with 6, 3 and 2 layers, movie reviews) x four recipes x 1 and 2 threads x
-three lengths, 72 points. `--run first` and `--run second` measure all of it, each for itself: five fresh processes of a
-second a point, all val rows. `--replay` lets the search decide on what the first run recorded: a look is the beginning
-of a recorded process, a measurement is all of its five. The second run is the truth: for each of 20 sets of budgets, is
+three lengths, 72 points. `--run first` and `--run second` measure all of it, each for itself, as `search: all` does by
+its defaults: five to ten fresh processes of a second a point, until the interval of p95 is within 5%, and all val rows.
+`--replay` lets the search decide on what the first run recorded: a look is the beginning of a recorded process, a
+measurement is all of its processes. The second run is the truth: for each of 20 sets of budgets, is
 the search's choice the same, or one that is tied with its own there (as the rule of the choice has it; and beside it,
 whether the second run could tell them apart were all points compared at once)? Where it differs its regret is
 printed, beside that of the whole first run, which sees the same noise.
@@ -12,7 +13,7 @@ Cost is the seconds of worker processes from start to end, answers divided by th
 that describes the machine. What training and export cost is in neither.
 
     python benchmarks/search.py --make           (tunes and exports what is measured here; about 5 minutes)
-    python benchmarks/search.py --run first      (about 10 minutes; stopped, it goes on where it was)
+    python benchmarks/search.py --run first      (about 20 minutes; stopped, it goes on where it was)
     python benchmarks/search.py --run second     (as long; better an hour later)
     python benchmarks/search.py --replay         (seconds; writes benchmarks/results/search.json)
 
@@ -92,8 +93,7 @@ def run(name: str, small: bool) -> None:
     with Store(store_of(name, small)) as store:
         print(f"{len(made) * len(places)} points, {len(rows)} rows", flush=True)
         measure_accuracy(made, places, rows, store=store, progress=_tell)
-        # Five processes each: fit's own rule, up to ten, takes 20 minutes a run.
-        rule = Rounds("p95", 0.05, 5, 5, 0.3 if small else 1.0)
+        rule = Rounds("p95", 0.05, 5, 5, 0.3) if small else Rounds()  # the defaults of a plan
         measure_latency(made, places, rows, store=store, spec=rule, seed=RUNS[name], progress=_tell)
 
 

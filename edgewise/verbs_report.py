@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ def _data(args: argparse.Namespace, store: Store) -> ReportData:
     from edgewise.results import read_examples, report_data
 
     folder = RunFolder(Path(args.run))
+    if args.data is None and (given := _differ(args, _COLUMNS)):
+        raise PlanError(f"{given[0]} {_value(args, given[0])}: names a column of --data, which is not given")
     texts, labels = _texts(args, store) if args.data is not None else ({}, {})
     return report_data(
         store,
@@ -83,17 +86,26 @@ def _data(args: argparse.Namespace, store: Store) -> ReportData:
     )
 
 
+_COLUMNS: dict[str, str | None] = {"--text": "text", "--text-pair": None, "--label": "label"}
+"""Options of --data -> what they are unless given."""
+
+
+def _value(args: argparse.Namespace, option: str) -> object:
+    return getattr(args, option.removeprefix("--").replace("-", "_"))
+
+
+def _differ(args: argparse.Namespace, defaults: Mapping[str, str | None]) -> list[str]:
+    return [option for option, default in defaults.items() if _value(args, option) != default]
+
+
 def _command(args: argparse.Namespace, folder: RunFolder) -> str:
     """What to type to get this report again, and before it what made the run."""
     words = ["edgewise", "report", args.run]
     for budget in args.budget:
         words += ["--budget", budget]
-    options: dict[str, str | None] = dict.fromkeys(("--objective", "--confidence", "--machine", "--data"))
-    options |= {"--text": "text", "--text-pair": None, "--label": "label"}
-    for option, default in options.items():
-        value = getattr(args, option.removeprefix("--").replace("-", "_"))
-        if value != default:
-            words += [option, str(value)]
+    options = dict.fromkeys(("--objective", "--confidence", "--machine", "--data")) | _COLUMNS
+    for option in _differ(args, options):
+        words += [option, str(_value(args, option))]
     words += ["--no-examples"] if args.no_examples else []
     again = shlex.join([*words, "-o", args.out])
     if not folder.plan.is_file():

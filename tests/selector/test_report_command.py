@@ -171,6 +171,13 @@ def test_an_option_that_would_change_nothing_of_a_run_is_refused(
     assert not (tmp_path / "r.md").exists()
 
 
+def test_a_column_without_rows_is_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.md"
+    assert main(["report", str(store), "-o", str(out), "--label", "stars"]) == 2
+    assert "--label stars: names a column of --data, which is not given" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_store_is_chosen_from_by_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And an objective that nothing was measured by is an error, not a tie of all."""
     path = tmp_path / "m.sqlite"
