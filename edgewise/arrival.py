@@ -16,12 +16,17 @@ Source: MLPerf Inference Benchmark (Reddi et al., 2020), table II.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgewise.errors import PlanError, nearest
 from edgewise.types import SCENARIOS, TimedScenario
+
+NUMBERS: Mapping[str, TimedScenario] = {
+    "streams": "multi-stream", "rate": "server", "every": "paced", "minutes": "sustained", "new_tokens": "generation",
+}  # fmt: skip
+"""The numbers that a scenario takes, and which one it is."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class ScenarioSpec(Protocol):
     @property
     def scenarios(self) -> Sequence[TimedScenario]: ...
     @property
-    def streams(self) -> int: ...
+    def streams(self) -> int | None: ...
     @property
     def rate(self) -> float | None: ...
     @property
@@ -122,12 +127,14 @@ class ScenarioSpec(Protocol):
     @property
     def minutes(self) -> float | None: ...
     @property
-    def new_tokens(self) -> int: ...
+    def new_tokens(self) -> int | None: ...
 
 
 def arrivals_of(spec: ScenarioSpec) -> tuple[Arrival, ...]:
     """The scenarios of a plan. Raises PlanError for one whose number is missing."""
     every_s = None if spec.every_ms is None else spec.every_ms / 1000
+    counts = {"streams": spec.streams, "new_tokens": spec.new_tokens}
+    given = {name: count for name, count in counts.items() if count is not None}
     return tuple(
-        Arrival(name, spec.streams, spec.rate, every_s, spec.minutes, spec.new_tokens) for name in spec.scenarios
+        Arrival(name, rate=spec.rate, every_s=every_s, minutes=spec.minutes, **given) for name in spec.scenarios
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-from edgewise.arrival import arrivals_of
+from edgewise.arrival import NUMBERS, arrivals_of
 from edgewise.errors import nearest, need_extra
 from edgewise.types import (
     TRAINED_TASKS,
@@ -127,16 +127,16 @@ class ProfileSpec(Struct, frozen=True, forbid_unknown_fields=True):
     scenarios: tuple[TimedScenario, ...] = ()
     """How queries come: MLPerf's single-stream, multi-stream, offline and server; paced, sustained or generation. In a
     plan that was read never empty: unless named, generation for models that write, single-stream for the others."""
-    streams: Whole = 8
-    """Inputs of a multi-stream query."""
+    streams: Whole | None = None
+    """Inputs of a multi-stream query; None: 8."""
     rate: Annotated[float, Meta(gt=0)] | None = None
     """Queries a second of server."""
     every_ms: Annotated[float, Meta(gt=0)] | None = None
     """Milliseconds between the queries of paced."""
     minutes: Annotated[float, Meta(gt=0)] | None = None
     """Of sustained."""
-    new_tokens: Annotated[int, Meta(ge=2)] = 32
-    """Tokens to write in a query of generation."""
+    new_tokens: Annotated[int, Meta(ge=2)] | None = None
+    """Tokens to write in a query of generation; None: 32."""
 
 
 class _PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -296,7 +296,8 @@ def _check_scenarios(plan: Plan, at: Places) -> None:
             "scenarios",
         )
     at.guard(arrivals_of, plan.profile, "profile", "scenarios")
-    for key, scenario in (("rate", "server"), ("every_ms", "paced"), ("minutes", "sustained")):
+    for name, scenario in NUMBERS.items():
+        key = "every_ms" if name == "every" else name
         value = getattr(plan.profile, key)
         if value is not None and scenario not in plan.profile.scenarios:
             raise at.error(

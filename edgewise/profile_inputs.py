@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.arrival import Arrival
+from edgewise.arrival import NUMBERS, Arrival
 from edgewise.bundle import Bundle, read_bundle
 from edgewise.data import Row, load_rows
 from edgewise.errors import DataError, PlanError, nearest
@@ -26,10 +26,6 @@ _ANSWERS: dict[str, tuple[Task, ...]] = {
     "target": ("text2text-generation",),
 }
 """Option that names the column with what is right -> the tasks that have it."""
-_OF_SCENARIOS = {
-    "streams": "multi-stream", "rate": "server", "every": "paced", "minutes": "sustained", "new_tokens": "generation",
-}  # fmt: skip
-"""Option -> the one scenario that it is for."""
 _MADE_UP = Row(text="numbers made up for the graph's inputs")
 
 
@@ -113,7 +109,7 @@ def arrivals_asked(args: argparse.Namespace, task: Task | None) -> tuple[Arrival
         raise PlanError(f"--scenario generation is for bundles that write ({', '.join(WRITING_TASKS)}), not for {what}")
     if len(set(names)) < len(names):
         raise PlanError(f"--scenario {args.scenario!r} names one twice")
-    for option, scenario in _OF_SCENARIOS.items():
+    for option, scenario in NUMBERS.items():
         if getattr(args, option) is not None and scenario not in names:
             raise PlanError(
                 f"--{option.replace('_', '-')} {getattr(args, option)} is for the scenario {scenario}, which is not "

@@ -323,7 +323,7 @@ def test_a_plan_names_scenarios(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(text + "\nprofile:\n  scenarios: [single-stream, server]\n  rate: 20\n", encoding="utf-8")
     assert read_plan(plan).profile.scenarios == ("single-stream", "server")
-    for key, value in (("rate", 20), ("every_ms", 5), ("minutes", 1)):
+    for key, value in (("rate", 20), ("every_ms", 5), ("minutes", 1), ("streams", 8), ("new_tokens", 9)):
         more = text + f"\nprofile:\n  scenarios: [single-stream]\n  {key}: {value}\n"
         (tmp_path / "more.yaml").write_text(more, encoding="utf-8")
         with pytest.raises(PlanError, match=rf"more\.yaml:\d+: profile\.{key}.*is {value}; it is for the scenario"):
