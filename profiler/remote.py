@@ -6,8 +6,8 @@ It receives files, installs, starts the worker apart from the link, waits for it
 says is lines of `MARK` and JSON on standard output: {"say": ...}, {"file": name, "size": n} with n bytes behind it, and
 at the end {"answer": {...}} or {"error": kind, "message": ...}. Lines without the mark are noise of the login shell.
 
-ROOT holds: edgewise-DIGEST (our wheel, unpacked), venv-KEY (what it needs), bundles/DIGEST, jobs/ID, and these scripts.
-A folder appears whole, by a rename, or not at all.
+ROOT holds: edgewise-DIGEST (our wheel, unpacked), venv-KEY (what it needs), bundles/DIGEST, jobs/ID, these scripts,
+and a file that says that the folder is ours. A folder appears whole, by a rename, or not at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,8 +35,18 @@ if sys.platform != "win32":  # the host reads the constants here, and may be any
     import fcntl
 
 MARK = "EDGEWISE> "
-OURS = ("edgewise-*", "venv-*", "bundles", "jobs", "remote-*.py*", "install.lock", ".partial-*")
-"""What ROOT may hold of ours; `clean` removes nothing else."""
+OWN = ".edgewise"
+"""A file that marks ROOT as ours: put into a folder that was not there or empty, and nothing is done in one without."""
+_OURS = {
+    "edgewise-": r"edgewise-[0-9a-f]{16}",
+    "venv-": r"venv-[0-9a-f]{16}",
+    "bundles": r"[0-9a-f]{64}",
+    "jobs": r"[0-9a-f]{32}",
+    "script": r"remote-[0-9a-f]{16}\.py(\.\d+)?",
+    "partial": r"\.partial-\d+-\w+",
+    "rest": r"install\.lock|\.edgewise",
+}
+"""What ROOT, its bundles and its jobs may hold of ours, by its full name; nothing else is removed."""
 RESULTS = ("results.jsonl", "stdout.txt", "stderr.txt")
 """The files of a job that go back."""
 READY = "edgewise-ready"
@@ -296,26 +307,38 @@ def clean(root: Path, given: Parameters) -> dict[str, Any]:
     if running:
         raise TroubleError("busy", f"a measurement is running there (job {running[0]})")
     freed = 0
-    for pattern in OURS:
-        for path in root.glob(pattern):
-            freed += sum(f.lstat().st_size for f in [path, *path.rglob("*")] if f.is_file())
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    for path in [*_jobs(root), *_named("bundles", root / "bundles"), *_in_root(root)]:
+        freed += sum(f.lstat().st_size for f in [path, *path.rglob("*")] if f.is_file())
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for parent in ("jobs", "bundles"):
+        with suppress(OSError):  # not there, or something else is in it
+            (root / parent).rmdir()
     left = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
     if root.is_dir() and not left:
         root.rmdir()
     return {"freed": freed, "left": left}
 
 
+def _named(kind: str, folder: Path) -> list[Path]:
+    """What has a name that only we give."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if re.fullmatch(_OURS[kind], p.name))
+
+
+def _in_root(root: Path) -> list[Path]:
+    return [p for kind in _OURS if kind not in ("bundles", "jobs") for p in _named(kind, root)]
+
+
 def _sweep(root: Path) -> None:
     """Remove what killed processes left, half folders and jobs that nobody came back for; and old versions of ours."""
-    for left in root.glob(f"{_PARTIAL}*"):
+    for left in _named("partial", root):
         owner = left.name.removeprefix(_PARTIAL).partition("-")[0]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    for unused in (*root.glob("edgewise-*"), *root.glob("venv-*")):
+    for unused in (*_named("edgewise-", root), *_named("venv-", root)):
         with suppress(OSError):
             if time.time() - unused.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(unused, ignore_errors=True)
@@ -417,7 +440,7 @@ def kill(root: Path, given: Parameters) -> dict[str, Any]:
 
 
 def _jobs(root: Path) -> list[Path]:
-    return sorted((root / "jobs").glob("*")) if (root / "jobs").is_dir() else []
+    return _named("jobs", root / "jobs")
 
 
 def _runs(job: Path) -> bool:

@@ -213,8 +213,19 @@ async def _hello(there: There, connection: Connection) -> Facts:
     return Facts(found["root"], found["python"], found["version"])
 
 
+_GUARD = f"""
+  for file in "$root"/* "$root"/.[!.]*; do
+    [ -e "$file" ] || [ -L "$file" ] || continue
+    [ -e "$root/{remote.OWN}" ] || say foreign "its folder is not empty, and not edgewise's own"
+  done
+"""
+
+
 def _bootstrap(there: There, size: int) -> str:
-    """The first command: which Python is there, and our script in its place, whole or not at all."""
+    """The first command: which Python is there, and our script in its place, whole or not at all.
+
+    A folder that somebody named must be empty, or ours already: in `/home/pi` stands what must not be touched.
+    """
     mine = [there.device.python] if there.device.python else []
     pythons = " ".join(map(shlex.quote, [*mine, "python3", "python3.14", "python3.13", "python3.12", "python3.11"]))
     script = f"""
@@ -226,6 +237,7 @@ for python in {pythons}; do
   python=$(home "$python")
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
   mkdir -p "$root" || say files "its folder cannot be made"
+{"" if there.device.folder is None else _GUARD}  : > "$root/{remote.OWN}" || say files "nothing can be written there"
   script=$root/{script_name()}
   if [ ! -s "$script" ]; then
     head -c {size} > "$script.$$" && [ "$(wc -c < "$script.$$")" -eq {size} ] && mv "$script.$$" "$script" ||
@@ -297,6 +309,7 @@ def _refused(device: Device, root: str, error: RefusedError) -> EdgewiseError:
     remedies = {
         "space": f"free some there (`edgewise devices --clean {device.name}` removes ours), or name another folder",
         "files": f"give this user the right to write in {root}, or name another folder",
+        "foreign": f"name one that is empty or not there, such as {root}/edgewise",
         "no-python": "install one there, or name it by python",
         "python": f"{other}, or none, and one is made",
         "venv": f"install the venv module there (python3-venv), or {other}",

@@ -502,6 +502,42 @@ def test_a_device_that_cannot_be_used_is_one_clear_error(board: Board, changes: 
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("verb", [["devices"], ["devices", "board"], ["devices", "--clean", "board"]])
+def test_a_folder_that_is_not_ours_is_left_as_it_is(
+    board: Board, inventory: Path, tmp_path: Path, verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    inventory.write_text(inventory.read_text().replace(str(board.root), str(home)))
+    theirs = [home / name / "file.txt" for name in ("jobs/thesis", "bundles", "venv-project", "edgewise-notes")]
+    for file in theirs:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        os.utime(file.parent, (0, 0))
+    assert cli.main(verb) in (2, 4)
+    told = capsys.readouterr()
+    words = f"its folder is not empty, and not edgewise's own: name one that is empty or not there, such as {home}/"
+    assert words in told.out + told.err
+    assert all(file.read_text() == "mine" for file in theirs)
+    assert sorted(p.name for p in home.iterdir()) == ["bundles", "edgewise-notes", "jobs", "venv-project"]
+
+
+def test_what_somebody_put_into_our_folder_stays(
+    board: Board, inventory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_job(board.device(), DESCRIBE, [])
+    theirs = [board.root / name / "file.txt" for name in ("jobs/thesis", "bundles", "venv-project", "edgewise-notes")]
+    for file in theirs:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        os.utime(file.parent, (0, 0))
+    run_job(board.device(), DESCRIBE, [])
+    assert cli.main(["devices", "--clean", "board"]) == 0
+    assert "not ours and left: bundles, edgewise-notes, jobs, venv-project" in capsys.readouterr().out
+    assert all(file.read_text() == "mine" for file in theirs)
+    assert not list(board.root.glob("remote-*"))
+    shutil.rmtree(board.root)  # for the next test
+
+
 def test_a_device_without_python_and_one_without_pip(start_board: StartBoard, tmp_path: Path) -> None:
     for tool in ("sh", "mkdir", "head", "wc", "mv", "rm"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
