@@ -27,6 +27,9 @@ from minilm import MAIN, bundles
 
 WORK = Path("runs/a_a")
 ROWS, LENGTH, CONFIDENCE = 500, 64, 0.95
+NEIGHBOURS = 2
+"""Busy processes for each core."""
+SETUP = {"rows": ROWS, "length": LENGTH, "threads": 1, "mode": "standard", "busy_processes_a_core": NEIGHBOURS}
 SITTING_S = 1200
 """Runs that are further apart than this belong to two sittings."""
 
@@ -49,7 +52,9 @@ def busy(runs: int) -> None:
     """Beside two processes for each core, which never rest."""
     import os
 
-    burn = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    burn = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(NEIGHBOURS * (os.cpu_count() or 1))
+    ]
     try:
         take(runs, "busy")
     finally:
@@ -84,6 +89,7 @@ def judge() -> None:
     result = {
         **conditions(bundles([MAIN])[MAIN]),
         "claim": f"two runs of the same thing: a difference is called in at most {1 - CONFIDENCE:.0%} of the pairs",
+        "setup": SETUP,
         "runs": {"calm": len(calm), "sittings": len(set(sittings.values())), "busy": len(beside)},
         "stamps": [p.stem for p in (*calm, *beside)],
         **{name: dict(counter) for name, counter in found.items()},

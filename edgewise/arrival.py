@@ -21,12 +21,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgewise.errors import PlanError, nearest
+from edgewise.showing import show
 from edgewise.types import SCENARIOS, TimedScenario
+from edgewise.units import OF_ANSWERS, PERCENTILES
 
 NUMBERS: Mapping[str, TimedScenario] = {
     "streams": "multi-stream", "rate": "server", "every": "paced", "minutes": "sustained", "new_tokens": "generation",
 }  # fmt: skip
 """The numbers that a scenario takes, and which one it is."""
+
+
+_LEAST_EVERY_S = 1e-6
+"""Clocks tell no less apart."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,13 @@ class Arrival:
                 raise PlanError(f"scenario {scenario} needs {name}, for example {example}")
             if value is not None and not 0 < value < float("inf"):
                 raise PlanError(f"{name} is {value!r}; expected a number above 0, for example {example}")
+        if self.every_s is not None and self.every_s < _LEAST_EVERY_S:
+            raise PlanError(f"every is {show(self.every_s, 's')}; expected at least 1 µs, for example --every '50 ms'")
 
     @property
     def prefix(self) -> str:
         """Before the names of its metrics; '' for single-stream, and for generation, whose metrics are its own."""
-        return "" if self.name in ("single-stream", "generation") else f"{self.name.replace('-', '')}_"
+        return prefix_of(self.name)
 
     def job(self, seed: int) -> dict[str, Any]:
         """As the worker's job says it: the numbers that it needs, and of server the seed of the arrivals."""
@@ -111,6 +119,27 @@ class Arrival:
             "generation": f", {self.new_tokens} tokens a query",
         }
         return self.name + more.get(self.name, "")
+
+
+_FIRST_WORDS: Mapping[str, TimedScenario] = {
+    "server": "server", "paced": "paced", "multistream": "multi-stream", "offline": "offline", "sustained": "sustained",
+    "ttft": "generation", "tpot": "generation", "token": "generation",
+}  # fmt: skip
+_OF_CALLS = (*PERCENTILES, "latency_mean", "throughput")
+
+
+def measured_by(metric: str) -> tuple[TimedScenario, ...]:
+    """The scenarios that say a metric, one of which is enough; () for what none says, such as accuracy."""
+    if metric in OF_ANSWERS or metric == "train_time":
+        return ()
+    if (scenario := _FIRST_WORDS.get(metric.partition("_")[0])) is not None:
+        return (scenario,)
+    return ("single-stream",) if metric in _OF_CALLS else ("single-stream", "generation")
+
+
+def prefix_of(scenario: str) -> str:
+    """'server_', before the names of a scenario's metrics; '' for single-stream and generation."""
+    return "" if scenario in ("single-stream", "generation") else f"{scenario.replace('-', '')}_"
 
 
 class ScenarioSpec(Protocol):

@@ -72,12 +72,15 @@ def inventory_at(given: str | None, folder: Path = Path()) -> tuple[Device, ...]
     return read_inventory(beside) if beside.is_file() else ()
 
 
-def named(devices: Sequence[Device], names: Iterable[str]) -> tuple[Device, ...]:
-    """The devices with these names; 'here' is this machine. Raises PlanError for a name that is not among them."""
+def named(devices: Sequence[Device], names: Iterable[str], file: str | None = None) -> tuple[Device, ...]:
+    """The devices with these names; 'here' is this machine. Raises PlanError for a name that is not among them, which
+    says which file has them."""
     known = {HERE: Device()} | {d.name: d for d in devices}
     for name in names:
         if name not in known:
-            raise PlanError(f"unknown device {name!r}: {nearest(name, tuple(known))}; {INVENTORY} says which there are")
+            raise PlanError(
+                f"unknown device {name!r}: {nearest(name, tuple(known))}; {file or INVENTORY} says which there are"
+            )
     return tuple(known[name] for name in names)
 
 

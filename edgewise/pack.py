@@ -175,7 +175,7 @@ def _measured_on(path: Path, device: str) -> set[str]:
 
     if not path.is_file():
         return set()
-    with Store(path) as store:
+    with Store(path, reading=True) as store:
         timed = [m for m in store.measurements() if m.target and m.target.device == device]
     found = (m.conditions.get("fingerprint") for m in timed)
     return {read_machine(f["machine"]) for f in found if isinstance(f, Mapping) and isinstance(f.get("machine"), str)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgewise.arrival import arrivals_of
 from edgewise.data import PARTS
-from edgewise.errors import EdgewiseError, PlanError
+from edgewise.errors import EdgewiseError
 from edgewise.files import digest_json, sweep_partials
 from edgewise.progress import Reporter
 from edgewise.rundir import RunFolder
@@ -71,12 +71,12 @@ def fit(
     Raises UserError for a plan, data or an environment that cannot be. Interrupted, it leaves finished steps in place.
     """
     from edgewise.data import load_splits
-    from edgewise.plan import read_plan
+    from edgewise.plan import check_metrics, read_plan
     from edgewise.search import check_minutes, check_sampler
 
     check_minutes(minutes)
     plan = read_plan(plan) if isinstance(plan, str | Path) else plan
-    check_task(plan)
+    check_metrics(plan)
     check_sampler(plan)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / plan.path.stem)
     with folder.locked():
@@ -90,29 +90,6 @@ def fit(
             say.say(f"this plan was finished before: nothing to do (remove {folder.path} to start anew)")
             return done
         return _Fit(plan, folder, splits, say, key, keep, races=races, minutes=minutes).run()
-
-
-def check_task(plan: Plan) -> None:
-    """Raise PlanError for an objective or a budget that is not measured of the plan's task."""
-    from edgewise.metric_inputs import kind_of
-    from edgewise.metrics import default_metrics
-    from edgewise.units import METRICS, QUALITY, RELATIVE, WORST
-
-    kind = kind_of(plan.task, plan.data.problem_type)
-    what = plan.task if plan.task != "text-classification" else plan.data.problem_type
-    known = default_metrics(plan.task, plan.data.problem_type)
-    if kind == "logprob":
-        known = (*known, "perplexity_ratio")
-    elif kind != "number":  # no two numbers are the same
-        known = (*known, *(name for name in RELATIVE if name != "perplexity_ratio"))
-    for name in (*plan.objective, *(b.metric for b in plan.budgets)):
-        base = name.removeprefix(WORST)
-        if base not in known and (base in QUALITY or base in RELATIVE):
-            raise PlanError(
-                f"{plan.path}: {name} is not measured of {what}, so nothing could meet it; expected one of "
-                f"{', '.join(known)}, or {'ttft_p95' if kind in ('text', 'logprob') else 'p95'}, peak_rss, size and "
-                f"their kin ({len(METRICS)} in docs/plan.md)"
-            )
 
 
 def plan_key(plan: Plan, splits: Splits, *, races: bool = False) -> str:
@@ -381,9 +358,9 @@ class _Fit:
 
         by_digest = {s.bundle.digest: s.bundle for s in subjects if isinstance(s.bundle, Bundle)}
         chosen = {}
+        self.folder.forget_chosen()  # of an earlier plan: they must not outlive their selection
         for selection in selections:
             path = self.folder.chosen(selection.device, len(selections))
-            shutil.rmtree(path, ignore_errors=True)  # of an earlier plan: it must not outlive its selection
             if selection.chosen is not None and selection.chosen.entry.content_digest is not None:
                 bundle = by_digest[selection.chosen.entry.content_digest]
                 write_chosen(bundle, selection, path, machine=machines.get(selection.device), data=data)

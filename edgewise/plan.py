@@ -5,12 +5,14 @@ Every error names the file, the line, the key, the value, and what was expected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-from edgewise.arrival import NUMBERS, arrivals_of
-from edgewise.errors import nearest, need_extra
+from edgewise.arrival import NUMBERS, arrivals_of, measured_by
+from edgewise.errors import PlanError, nearest, need_extra
 from edgewise.types import (
     TRAINED_TASKS,
     WRITING_TASKS,
@@ -23,21 +25,21 @@ from edgewise.types import (
     Task,
     TimedScenario,
 )
-from edgewise.units import check_metric, check_weights, parse_limit
+from edgewise.units import METRICS, QUALITY, RELATIVE, WORST, check_metric, check_weights, parse_limit
 
 try:
     import msgspec
     from msgspec import Meta, Struct, field
 
     from edgewise.data_spec import DataSpec, LabelRule, Whole, asset_known, check_data
-    from edgewise.inventory import MachineSpec, Name, device_of, inventory_at
-    from edgewise.places import Places, read_yaml
+    from edgewise.inventory import HERE, INVENTORY, MachineSpec, Name, device_of, inventory_at
+    from edgewise.places import Key, Places, read_yaml
 except ImportError as error:
     raise need_extra("profile", error) from error
 
 __all__ = [
     "CandidateSpec", "DataSpec", "DeviceSpec", "LabelRule", "Plan", "ProfileSpec", "RunGrid", "Strategy", "TuneSpec",
-    "Whole", "looks_like_path", "read_plan",
+    "Whole", "check_metrics", "looks_like_path", "read_plan",
 ]  # fmt: skip
 
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
@@ -237,6 +239,10 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     )
     _check_task(plan, at)
     _check_scenarios(plan, at)
+    for budget in plan.budgets:
+        at.guard(partial(unmeasured, plan), budget.metric, "budgets", budget.metric)
+    for i, name in enumerate(plan.objective if parsed.objective is not None else ()):
+        at.guard(partial(unmeasured, plan), name, "objective", name if plan.weights else i)
     _check_teachers(parsed, plan, at)
     check_data(plan, at)
     _check_sources(parsed, plan, at)
@@ -306,6 +312,41 @@ def _check_scenarios(plan: Plan, at: Places) -> None:
                 "profile",
                 key,
             )
+
+
+def check_metrics(plan: Plan) -> None:
+    """Raise PlanError for an objective or a budget that a plan which no file had does not measure."""
+    for name in (*plan.objective, *(b.metric for b in plan.budgets)):
+        unmeasured(plan, name)
+
+
+def unmeasured(plan: Plan, name: str) -> None:
+    """Raise PlanError for a metric that is not measured of the plan's task, or not by its scenarios and slices."""
+    from edgewise.metric_inputs import kind_of
+    from edgewise.metrics import default_metrics
+
+    kind = kind_of(plan.task, plan.data.problem_type)
+    what = plan.task if plan.task != "text-classification" else plan.data.problem_type
+    known = default_metrics(plan.task, plan.data.problem_type)
+    if kind == "logprob":
+        known = (*known, "perplexity_ratio")
+    elif kind != "number":  # no two numbers are the same
+        known = (*known, *(n for n in RELATIVE if n != "perplexity_ratio"))
+    base = name.removeprefix(WORST)
+    if base not in known and (base in QUALITY or base in RELATIVE):
+        raise PlanError(
+            f"{name} is not measured of {what}, so nothing could meet it; expected one of {', '.join(known)}, or "
+            f"{'ttft_p95' if kind in ('text', 'logprob') else 'p95'}, peak_rss, size and their kin ({len(METRICS)} in "
+            "docs/plan.md)"
+        )
+    if name != base and not plan.data.slices:
+        raise PlanError(f"{name} is not measured without slices: name columns of the data by data: slices")
+    by = measured_by(name)
+    if by and not set(by) & set(plan.profile.scenarios):
+        raise PlanError(
+            f"{name} is measured by the scenario {' or '.join(by)}, which is not among those of the plan "
+            f"({', '.join(plan.profile.scenarios)}): add it to profile: scenarios"
+        )
 
 
 def _check_sources(parsed: _PlanFile, plan: Plan, at: Places) -> None:
@@ -406,8 +447,21 @@ def _expand_seeds(candidates: tuple[CandidateSpec, ...], at: Places) -> tuple[Ca
 def _devices(file: Path, specs: tuple[DeviceSpec, ...], at: Places) -> tuple[Device, ...]:
     """As the plan has them; one that has a name alone is that of devices.yaml beside the plan, where it is there."""
     known = {d.name: d for d in inventory_at(None, file.parent)}
-    devices = [device_of(spec, at, "devices", i) for i, spec in enumerate(specs)]
-    return tuple(known.get(d.name, d) if d == Device(d.name) else d for d in devices)
+    return tuple(_device(spec, known, at, "devices", i) for i, spec in enumerate(specs))
+
+
+def _device(spec: DeviceSpec, known: Mapping[str, Device], at: Places, *keys: Key) -> Device:
+    """One that an inventory knows keeps what the plan does not say otherwise of it."""
+    device = device_of(spec, at, *keys)
+    if device == Device(device.name) and known and device.name not in (HERE, *known):
+        names = nearest(device.name, (HERE, *known))
+        raise at.error(
+            f"unknown device {device.name!r}: {names}; {INVENTORY} beside the plan says which there are", *keys
+        )
+    if device.ssh is not None or device.name not in known:
+        return device
+    given = {n: v for n in ("python", "memory", "cores") if (v := getattr(device, n)) is not None}
+    return replace(known[device.name], **given)
 
 
 def _targets(devices: tuple[DeviceSpec, ...], at: Places) -> tuple[Target, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgewise.bundle import Bundle, read_bundle
 from edgewise.data import Row, load_rows
 from edgewise.errors import DataError, PlanError, nearest
 from edgewise.run_inputs import PAIR_TASKS
-from edgewise.types import IMAGE_TASKS, WRITING_TASKS, Task
+from edgewise.types import IMAGE_TASKS, SCENARIOS, WRITING_TASKS, Task
 from edgewise.units import parse_quantity
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ _ANSWERS: dict[str, tuple[Task, ...]] = {
     "target": ("text2text-generation",),
 }
 """Option that names the column with what is right -> the tasks that have it."""
+_UNITS = {"rate": "1/s", "every": "s"}
+"""Of the numbers of scenarios that are typed with one."""
+_COLUMNS = {"text": "text", "tokens": "tokens", "image": "image"}
+"""Option -> what it is unless given."""
 _MADE_UP = Row(text="numbers made up for the graph's inputs")
 
 
@@ -36,6 +41,9 @@ def what_to_measure(args: argparse.Namespace) -> tuple[list[Subject], tuple[Row,
     """
     from edgewise.profiler.measure import subject_of
 
+    for option, value in vars(args).items():
+        if value == "":
+            raise PlanError(f"--{option.replace('_', '-')} is empty: give it a value, or leave it out")
     graphs = [path for path in args.bundle if Path(path).suffix == ".onnx"]
     if graphs and len(graphs) < len(args.bundle):
         raise PlanError(f"{graphs[0]} is an ONNX file and others are bundles: profile one kind at a time")
@@ -66,6 +74,9 @@ def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
     for option in ("data", "label", "tags", "target", "text_pair", "max_length", "rows", "slice"):
         if getattr(args, option) is not None:
             raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
+    for option, default in _COLUMNS.items():
+        if getattr(args, option) != default:
+            raise PlanError(f"--{option} is for bundles: what an ONNX file is fed with is made up")
     shapes = parse_shapes(args.shape)
     names = {path: input_names(path) for path in paths}
     for name in shapes:
@@ -103,6 +114,8 @@ def _fed(graph: GraphFile) -> list[str]:
 
 def arrivals_asked(args: argparse.Namespace, task: Task | None) -> tuple[Arrival, ...]:
     """The scenarios; that of the task unless one is named. Raises PlanError."""
+    if args.scenario is not None and not all(args.scenario.split(",")):
+        raise PlanError(f"--scenario {args.scenario!r}: a name is missing; expected some of {', '.join(SCENARIOS)}")
     names: list[Any] = (args.scenario or ("generation" if task in WRITING_TASKS else "single-stream")).split(",")
     if "generation" in names and task not in WRITING_TASKS:
         what = task or "an ONNX file"
@@ -115,10 +128,14 @@ def arrivals_asked(args: argparse.Namespace, task: Task | None) -> tuple[Arrival
                 f"--{option.replace('_', '-')} {getattr(args, option)} is for the scenario {scenario}, which is not "
                 f"asked for: --scenario {','.join([*(names if args.scenario else ()), scenario])}"
             )
-    rate = None if args.rate is None else parse_quantity("--rate", args.rate, "1/s")
-    every = None if args.every is None else parse_quantity("--every", args.every, "s")
-    given = {n: getattr(args, n) for n in ("streams", "minutes", "new_tokens") if getattr(args, n) is not None}
-    return tuple(Arrival(name, rate=rate, every_s=every, **given) for name in names)
+    told = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
+    numbers: dict[str, Any] = {n: parse_quantity(f"--{n}", v, _UNITS[n]) if n in _UNITS else v for n, v in told.items()}
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise PlanError(f"--{name.replace('_', '-')} is {told[name]!r}; expected a number above 0")
+    if "every" in numbers:
+        numbers["every_s"] = numbers.pop("every")
+    return tuple(Arrival(name, **numbers) for name in names)
 
 
 def _task(bundles: Sequence[Bundle]) -> Task:

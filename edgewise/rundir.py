@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgewise.bundle import MANIFEST
 from edgewise.errors import PlanError, StoreError
 from edgewise.files import write_json
 
@@ -59,6 +61,12 @@ class RunFolder:
     def chosen(self, device: str, devices: int) -> Path:
         """The chosen bundle; named after its device where the plan has several."""
         return self.path / ("chosen" if devices == 1 else f"chosen-{device}")
+
+    def forget_chosen(self) -> None:
+        """Remove the chosen bundles of earlier runs, of whichever devices."""
+        for path in self.path.glob("chosen*"):
+            if path.name.removeprefix("chosen")[:1] in ("", "-") and (path / MANIFEST).is_file():
+                shutil.rmtree(path, ignore_errors=True)
 
     def read_state(self) -> dict[str, Any]:
         """What an earlier run wrote at its end; {} when there was none."""

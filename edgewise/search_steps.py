@@ -40,13 +40,15 @@ class Steps:
         from edgewise.profiler.joining import answer_settings
         from edgewise.selector.known import Known
 
+        plan = self.plan
         trained = {m.candidate: m.metrics for m in self.store.measurements() if m.stage == "train" and m.status == "ok"}
         found = {}
         for subject in self.subjects:
             size = Metric("size", "B", float(subject.size), method="sum of its files", n=1)
             metrics = {m.name: m for m in (size, *trained.get(subject.candidate, ()))}
-            for target in (t for t in self.plan.targets if t.device == device):
-                entry = Entry(subject.candidate, subject.recipe, subject.bundle.digest, target, metrics)
+            for target in (t for t in plan.targets if t.device == device):
+                named = (subject.candidate, subject.recipe, subject.bundle.digest)
+                entry = Entry(*named, target, metrics, reference=plan.reference)
                 found[entry.key] = Known(entry, f"{subject.bundle.digest} {answer_settings(target)}")
         return found
 

@@ -62,6 +62,10 @@ WRITING_TASKS: tuple[Task, ...] = ("text-generation", "text2text-generation")
 IMAGE_TASKS: tuple[Task, ...] = ("image-classification", "image-feature-extraction")
 
 
+MOST_THREADS = 1024
+"""Of one session: no device has so many cores, and more take minutes to start."""
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """What is free to choose when a bundle runs; part of what is measured, and written into the bundle."""
@@ -87,6 +91,8 @@ class RunSettings:
             raise PlanError(
                 f"graph_optimization is {self.graph_optimization!r}; expected {', '.join(get_args(GraphLevel))}"
             )
+        if isinstance(self.threads, int) and self.threads > MOST_THREADS:
+            raise PlanError(f"threads is {self.threads}; expected at most {MOST_THREADS:,}")
         for name, low in (("threads", 1), ("batch_size", 1), ("max_length", 3)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
@@ -237,6 +243,8 @@ class Entry:
     reason: str = ""
     partial: bool = False
     """Not measured in full: what looks and some of the rows say, each metric with the bound that these allow."""
+    reference: str = "fp32"
+    """The recipe that its answers were compared with."""
 
     @property
     def key(self) -> str:

@@ -30,8 +30,11 @@ class MetricKind:
 
 
 PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+SAMPLE_NEEDED: dict[str, int] = {"p50": 11, "p90": 64, "p95": 130, "p99": 662, "p99.9": 6636}
+"""Calls that a percentile needs at 99% confidence, as MLPerf LoadGen's early stopping has it, over all processes.
+Below it the percentile is not printed."""
 
-_TIME = "time of one call, from text to answer, tokenizing included, in a warmed-up process"
+_TIME = "time of one call, from input to answer, its tokenizing or decoding included, in a warmed-up process"
 
 WORST = "worst_slice_"
 """Before a metric's name: its worst value among the slices of the rows."""
@@ -103,8 +106,10 @@ METRICS: dict[str, MetricKind] = {
     "throughput": MetricKind("1/s", "higher", "Inputs answered a second, one call after the other."),
     "startup": MetricKind("s", "lower", "From starting the process to its first answer, files in the page cache."),
     "startup_interpreter": MetricKind("s", "lower", "From starting the process to the first line of Python."),
-    "startup_imports": MetricKind("s", "lower", "Importing edgewise, numpy, onnxruntime and tokenizers."),
-    "startup_load": MetricKind("s", "lower", "Reading the manifest, hashing the files, reading the tokenizer."),
+    "startup_imports": MetricKind("s", "lower", "Importing edgewise, numpy and onnxruntime, for texts tokenizers too."),
+    "startup_load": MetricKind(
+        "s", "lower", "Reading the manifest, hashing the files, reading the tokenizer where there is one."
+    ),
     "startup_session": MetricKind("s", "lower", "Creating the ONNX Runtime session."),
     "startup_first": MetricKind("s", "lower", "The first answer."),
     "peak_rss": MetricKind("B", "lower", "Largest resident memory of the fresh process (VmHWM), interpreter included."),
@@ -116,15 +121,34 @@ METRICS: dict[str, MetricKind] = {
     "size": MetricKind("B", "lower", "Bytes on disk of the bundle: graph, weights, tokenizer, configs."),
     "energy": MetricKind("J", "lower", "Energy of an input, all that the device's sensor covers, idle power included."),
     "accuracy": MetricKind(
-        "1", "higher", "Share of rows answered with their label; of masked words, those that the model held likeliest."
+        "1",
+        "higher",
+        "Share of rows answered with their label; of tags, of words with their tag; of masked words, those "
+        "that the model held likeliest.",
     ),
     "f1": MetricKind("1", "higher", "F1: of the positive class with two labels, the mean over classes with more."),
     **_quality(),
     **_scenarios(),
-    "accuracy_drop": MetricKind("points", "lower", "Percentage points of accuracy lost against fp32 on the same rows."),
-    "changed_answers": MetricKind("1", "lower", "Share of rows whose answer differs from that of fp32."),
-    "agreement": MetricKind("1", "higher", "Share of rows answered as fp32 does, which is proven equal to PyTorch."),
-    "perplexity_ratio": MetricKind("number", "lower", "Perplexity over that of fp32, on the same tokens."),
+    "accuracy_drop": MetricKind(
+        "points",
+        "lower",
+        "Percentage points of rows answered rightly that are lost against the reference recipe, fp32 "
+        "unless a budget names another, on the same rows; of tags and texts a row is right when the whole of it is.",
+    ),
+    "changed_answers": MetricKind(
+        "1",
+        "lower",
+        "Share of rows whose answer differs from that of the reference recipe, fp32 unless another is named.",
+    ),
+    "agreement": MetricKind(
+        "1",
+        "higher",
+        "Share of rows answered as the reference recipe does; fp32, unless another is named, is proven "
+        "equal to PyTorch.",
+    ),
+    "perplexity_ratio": MetricKind(
+        "number", "lower", "Perplexity over that of the reference recipe, on the same tokens."
+    ),
     "train_time": MetricKind("s", "lower", "Wall time of fine-tuning."),
 }
 """Every metric that can be a budget or an objective."""
@@ -209,7 +233,7 @@ def parse_limit(metric: str, text: str) -> Budget:
     return Budget(
         metric=metric,
         op=wanted,
-        limit=number * UNITS[kind.unit][unit],
+        limit=_in_unit(match["number"], UNITS[kind.unit][unit]),
         unit=kind.unit,
         relative_to=match["of"] or ("fp32" if metric in RELATIVE else None),
         text=f"{metric} {' '.join(str(text).split())}",
@@ -222,7 +246,15 @@ def parse_quantity(name: str, text: str, unit: str) -> float:
     if match is None or match["unit"] not in UNITS[unit]:
         known = ", ".join(u for u in UNITS[unit] if u)
         raise PlanError(f"{name} is {text!r}; expected a number and one of {known}, such as {_SUCH[unit]!r}")
-    return float(match["number"]) * UNITS[unit][match["unit"]]
+    return _in_unit(match["number"], UNITS[unit][match["unit"]])
+
+
+def _in_unit(number: str, factor: float) -> float:
+    """The float nearest to the product of two decimals: '16.28927' and 1e6 are 16289270, which floats miss by 2e-9, so
+    that a limit that is typed as it was printed would leave the value out."""
+    from decimal import Decimal  # few commands read a limit
+
+    return float(Decimal(number) * Decimal(repr(factor)))
 
 
 LEAST_MEMORY = 10**6
@@ -256,6 +288,8 @@ def parse_objective(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Metrics in order, 'accuracy,p95', or all at once with weights, 'accuracy=2,p95=1': names and weights, which are
     empty where an order is given. Raises PlanError."""
     parts = [part.strip().partition("=") for part in text.split(",")]
+    if not all(name.strip() for name, _, _ in parts):
+        raise PlanError(f"objective {text!r}: a name is missing; expected metrics, as in 'accuracy,p95'")
     if not any(equals for _, equals, _ in parts):
         return tuple(check_metric(name) for name, _, _ in parts), ()
     weights = []

@@ -43,7 +43,7 @@ def run_compare(args: argparse.Namespace) -> int:
     paths = [store_path(args.a), store_path(args.b)]
     if paths[0].samefile(paths[1]):
         raise StoreError(f"{args.a} and {args.b} are the same store: `edgewise profile --store` makes another one")
-    with Store(paths[0]) as a, Store(paths[1]) as b:
+    with Store(paths[0], reading=True) as a, Store(paths[1], reading=True) as b:
         found = compare_stores(
             a, b, metrics=metrics, confidence=args.confidence, tolerance=_share("--tolerance", args.tolerance)
         )
@@ -79,9 +79,11 @@ def _print_comparison(found: Comparison, confidence: float) -> None:
     words = {"worse": 0, "better": 0, "none shown": 0, "equal": 0, "not comparable": 0}
     for d in found.differences:
         words[d.verdict] += 1
+    lost = sum(d.lost for d in found.differences)
+    gone = f" ({lost} of them failed or missing in the second run alone, which counts as worse)" if lost else ""
     print(
         f"\n{words['worse']} worse, {words['better']} better, {words['none shown']} with no difference shown, "
-        f"{words['equal']} equal, {words['not comparable']} not comparable; "
+        f"{words['equal']} equal, {words['not comparable']} not comparable{gone}; "
         f"all intervals together hold at {100 * confidence:.12g}%"
     )
 
@@ -138,7 +140,7 @@ def run_measurements(args: argparse.Namespace) -> int:
     path = store_path(args.store)
     if args.out and Path(args.out).exists() and Path(args.out).samefile(path):
         raise PlanError(f"-o {args.out} is the store itself: name another file")
-    with Store(path) as store:
+    with Store(path, reading=True) as store:
         if kind == "parquet":
             write_parquet(store, Path(args.out))
             print(args.out)

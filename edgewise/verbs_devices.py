@@ -62,17 +62,17 @@ def _inventory(args: argparse.Namespace) -> tuple[Device, ...]:
     return inventory_at(args.inventory)
 
 
-def _named(devices: Sequence[Device], name: str) -> Device:
+def _named(args: argparse.Namespace, devices: Sequence[Device], name: str) -> Device:
     from edgewise.inventory import named
 
-    (device,) = named(devices, [name])
+    (device,) = named(devices, [name], args.inventory)
     return device
 
 
 def _clean(args: argparse.Namespace, devices: Sequence[Device]) -> int:
     from edgewise.profiler.ssh import clean_there
 
-    device = _named(devices, args.clean)
+    device = _named(args, devices, args.clean)
     if device.ssh is None:
         raise PlanError(f"--clean {args.clean}: nothing was put on it, since it is no device that SSH reaches")
     found = clean_there(device)
@@ -87,7 +87,7 @@ def _clean(args: argparse.Namespace, devices: Sequence[Device]) -> int:
 def _one(args: argparse.Namespace, devices: Sequence[Device]) -> int:
     from dataclasses import replace
 
-    device = _named(devices, args.name)
+    device = _named(args, devices, args.name)
     if args.python is not None:
         device = replace(device, python=args.python)
     _print_described(_described(device, lambda text: print(text, file=sys.stderr)), args.json)

@@ -47,13 +47,11 @@ def _dry_run(args: argparse.Namespace) -> int:
     from edgewise import estimate
     from edgewise.assets import cache_folder
     from edgewise.data import load_splits
-    from edgewise.pipeline import check_task
     from edgewise.plan import read_plan
     from edgewise.search import check_minutes
 
     check_minutes(args.minutes)
     plan = read_plan(args.plan)
-    check_task(plan)
     if plan.data.path is not None and plan.data.path.startswith("asset:"):
         name = plan.data.path.removeprefix("asset:")
         if not (cache_folder() / name.partition("/")[0]).is_dir():

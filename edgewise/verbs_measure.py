@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import PlanError
+from edgewise.errors import PlanError, UserError
 from edgewise.progress import Reporter
 from edgewise.showing import show
-from edgewise.types import SCENARIOS
+from edgewise.types import MOST_THREADS, SCENARIOS
 from edgewise.units import check_cores, parse_memory
 
 if TYPE_CHECKING:
+    from edgewise.profiler import Store
     from edgewise.profiler.rounds import RoundRule
     from edgewise.types import Device, Measurement, Target
 
@@ -78,24 +81,27 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 def run_profile(args: argparse.Namespace) -> int:
     from edgewise.profile_inputs import arrivals_asked, what_to_measure
-    from edgewise.profiler import Store, profile
+    from edgewise.profiler import profile
     from edgewise.types import to_dict
 
     devices = _devices(args)
     subjects, rows, task = what_to_measure(args)
     say = Reporter()
-    spec = _rounds(args)
-    with Store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
+    spec, arrivals = _rounds(args), arrivals_asked(args, task)
+    targets = _targets(args, [device.name for device in devices])
+    if not 0.5 <= args.confidence < 1:
+        raise PlanError(f"--confidence is {args.confidence}; expected at least 0.5 and below 1, such as 0.95")
+    with _store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
         before = store.last()
         found = profile(
             subjects,
-            _targets(args, [device.name for device in devices]),
+            targets,
             rows,
             store=store,
             devices=devices,
             spec=spec,
             level=args.confidence,
-            arrivals=arrivals_asked(args, task),
+            arrivals=arrivals,
             slices=args.slice.split(",") if args.slice else (),
             progress=say.update,
         )
@@ -110,6 +116,24 @@ def run_profile(args: argparse.Namespace) -> int:
             print(f"{again} of {len(found)} measurements stood in {args.store} already, and were not made again")
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
+
+
+@contextmanager
+def _store(path: str) -> Iterator[Store]:
+    """The store; one that a user's mistake left empty is not left there."""
+    from edgewise.profiler import Store
+
+    new = not Path(path).exists()
+    try:
+        with Store(path) as store:
+            yield store
+    except UserError:
+        if new and Path(path).is_file():
+            with Store(path) as store:
+                empty = store.last() == 0
+            if empty:
+                Path(path).unlink()
+        raise
 
 
 def _rounds(args: argparse.Namespace) -> RoundRule:
@@ -137,7 +161,9 @@ def _devices(args: argparse.Namespace) -> tuple[Device, ...]:
 
     if len(set(names)) < len(names):
         raise PlanError(f"--device {','.join(names)} names one twice")
-    return tuple(_held(args, device) for device in named(inventory_at(args.inventory), names or ["here"]))
+    return tuple(
+        _held(args, device) for device in named(inventory_at(args.inventory), names or ["here"], args.inventory)
+    )
 
 
 def _held(args: argparse.Namespace, device: Device) -> Device:
@@ -165,6 +191,10 @@ def _targets(args: argparse.Namespace, devices: Sequence[str]) -> tuple[Target, 
 
     lengths = _numbers("--max-length", args.max_length) if args.max_length else [None]
     providers, threads = args.provider.split(","), _numbers("--threads", args.threads)
+    if bad := [n for n in threads if not 1 <= n <= MOST_THREADS]:
+        raise PlanError(f"--threads is {bad[0]}; expected whole numbers from 1 to {MOST_THREADS:,}")
+    if short := [n for n in lengths if n is not None and n < 3]:
+        raise PlanError(f"--max-length is {short[0]}; expected at least 3 tokens")
     for option, values in (("provider", providers), ("threads", threads), ("max-length", lengths)):
         if len(set(values)) < len(values):
             raise PlanError(f"--{option} {','.join(map(str, values))} names one twice")
@@ -197,11 +227,27 @@ def _print_measurement(m: Measurement) -> None:
         bounds = f"[{show(x.low, x.unit)}, {show(x.high, x.unit)}]" if x.low is not None and x.high is not None else ""
         kind = "" if x.kind == "measured" else f"  {x.kind}"
         print(f"  {x.name:<{width}} {show(x.value, x.unit):<12} {bounds:<28} n={x.n}{kind}")
+    _print_rounds(m)
+    if words := m.conditions.get("words"):
+        _print_line("said", words)
+    if (scores := m.conditions.get("scores")) is not None:
+        from edgewise.profiler.comparison import score_words
+
+        _print_line("scores", score_words(scores))
+    for part in m.conditions.get("slices") or ():
+        print(f"  {_slice_line(part)}")
+    _print_nodes(m)
+
+
+def _print_rounds(m: Measurement) -> None:
+    """What stands out of how the rounds went."""
     rounds = m.conditions.get("rounds") or {}
     if rounds.get("wide"):
         _print_line("wide", rounds["stopped"])
     if (load := m.conditions.get("server_load")) is not None:
         _print_line("load", f"{load:.0%} of what it can answer at so many at once")
+    if (ids := m.conditions.get("made_up_ids")) is not None and ids["below"] < 100:
+        _print_line("ids", f"0 to {ids['below'] - 1}, since the graph refuses larger ones")
     if rounds.get("repeated"):
         print(f"  {'repeated':<20} {len(rounds['repeated'])} of {rounds['count']} rounds, which were disturbed")
     if late := m.conditions.get("late"):
@@ -212,9 +258,6 @@ def _print_measurement(m: Measurement) -> None:
     ):
         if rounds.get(name):
             print(f"  {name:<20} {len(rounds[name])} of {rounds['count']} rounds: {about}")
-    for part in m.conditions.get("slices") or ():
-        print(f"  {_slice_line(part)}")
-    _print_nodes(m)
 
 
 def _slice_line(part: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ def run_report(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix not in (".html", ".md", ".json"):
         raise PlanError(f"-o {args.out}: expected a name that ends in .html, .md or .json")
-    with Store(store_path(args.run)) as store:
+    with Store(store_path(args.run), reading=True) as store:
         data = _data(args, store)
     if out.suffix == ".html":
         write_report(out, data, examples=not args.no_examples)

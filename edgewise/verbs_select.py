@@ -57,7 +57,7 @@ def run_select(args: argparse.Namespace) -> int:
     from edgewise.selector import joint_json, one_for_all, to_json
 
     asked = asked_of(args)
-    with Store(store_path(args.store)) as store:
+    with Store(store_path(args.store), reading=True) as store:
         large = store.last() > LARGE and not args.all
         selections = _from_large(args, store, asked) if large else choose(store, asked, args.machine, args.device)
     if args.json:
@@ -115,7 +115,9 @@ def choose(store: Store, asked: Asked, machine: str | None = None, device: str |
     """One selection a device, of all that stands in a store. Raises StoreError where that is nothing."""
     from edgewise.pairing import Pairing
     from edgewise.profiler import entries
+    from edgewise.profiler.joining import left_by_a_search
     from edgewise.selector import select_by_device
+    from edgewise.selector.unmeasured import with_left_by_a_search
 
     found = entries(store, machine=machine, say=_note)
     if device is not None:
@@ -125,10 +127,12 @@ def choose(store: Store, asked: Asked, machine: str | None = None, device: str |
         raise StoreError(f"{store.path} holds no measurements to choose from: `edgewise profile` makes some")
     asked = aimed(asked, {n for e in found for n, m in e.metrics.items() if m.value is not None}, store)
     targets = list({e.target.text(): e.target for e in found if e.target is not None}.values())
-    return select_by_device(
+    chosen = select_by_device(
         found, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights,
         paired=Pairing(store, targets, machine=machine),
     )  # fmt: skip
+    left = left_by_a_search(store.measurements(), found)
+    return tuple(with_left_by_a_search(s, left.get(s.device, 0)) for s in chosen)
 
 
 def _from_large(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[Selection, ...]:
@@ -145,7 +149,7 @@ def _from_large(args: argparse.Namespace, store: Store, asked: Asked) -> tuple[S
 
 def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     """The choice of `select` among all points of the device, without comparing row by row, and the next best ones."""
-    from edgewise.profiler.shortlist import machines_of, nearest, points, read_points
+    from edgewise.profiler.shortlist import check_reference, machines_of, nearest, points, read_points
     from edgewise.selector import select
     from edgewise.selector.large import may_be_beaten
     from edgewise.selector.select import check_arguments, of_a_part
@@ -153,6 +157,7 @@ def large_selection(store: Store, device: str, asked: Asked) -> Selection:
     asked = _aimed_in(store, asked)
     check_arguments(asked.budgets, asked.objective, asked.confidence, asked.weights)
     first = None if asked.weights else asked.objective[0]
+    check_reference(store, device, asked.budgets)
     names = [*asked.objective, "size"]
     ours, words = machines_of(store, device)
     if words:

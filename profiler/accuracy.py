@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, cast
 
 from edgewise.data import Row
-from edgewise.errors import DataError, EdgewiseError, NoSpaceError
+from edgewise.errors import DataError, EdgewiseError, NoSpaceError, WorkerError
 from edgewise.files import digest_json
 from edgewise.paired import check_level
 from edgewise.profiler import likelihood
@@ -151,6 +151,21 @@ class _Answers:
     reused: int
 
 
+def _check_answers(answers: Sequence[Answer], rows: Sequence[str], subject: Subject) -> None:
+    """Raise WorkerError for answers that cannot be those to these rows."""
+    if len(answers) != len(rows):
+        raise WorkerError(f"the worker gave {len(answers)} answers to {len(rows)} rows")
+    labels = len(subject.manifest.labels)
+    for number, (answer, row) in enumerate(zip(answers, rows, strict=True), 1):
+        if answer.row_id != row:
+            raise WorkerError(f"answer {number} of the worker is to the row {answer.row_id!r}, not to {row!r}")
+        if kind_of_subject(subject) == "class" and not (0 <= answer.index < labels == len(answer.logits)):
+            raise WorkerError(
+                f"answer {number} of the worker is label {answer.index} of {len(answer.logits)} logits, where the "
+                f"bundle has {labels} labels"
+            )
+
+
 def _workers(tasks: Sequence[_Task]) -> int:
     """So many processes that each thread has a core."""
     if not tasks:
@@ -276,7 +291,7 @@ class _Run:
         job = {
             "job": "accuracy",
             **job_subject(task.subject),
-            "verify": "none",  # every file was hashed before the first worker
+            "verify": "full",  # those before this one may have taken hours
             "run": job_run(task.target.run, task.subject.bundle),
             "placement": self.stage != "look",
         }
@@ -285,8 +300,7 @@ class _Run:
         if judged_without_labels(task.subject):  # each token costs a pass of the model: up to one a character
             timeout_s += sum(len(row.text) for row in self.rows) * max(0.01, task.subject.size / 1e10)
         result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s, say=self.say)
-        if len(result.answers) != len(wanted):
-            raise EdgewiseError(f"the worker gave {len(result.answers)} answers to {len(wanted)} rows")
+        _check_answers(result.answers, [self.rows[i].id for i in wanted], task.subject)
         if judged_without_labels(task.subject):
             for answer in result.answers:
                 likelihood.outcome_of(answer.row_id, answer.given)  # what is none is the worker's failure

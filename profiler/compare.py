@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgewise.arrival import prefix_of
 from edgewise.errors import EdgewiseError, StoreError
 from edgewise.paired import LARGEST, check_level, paired_drop
 from edgewise.profiler.comparison import turned
@@ -26,7 +27,7 @@ from edgewise.profiler.rounds import token_times
 from edgewise.profiler.statistics import process_quantile, too_few_calls
 from edgewise.profiler.store import Store
 from edgewise.student import student_quantile
-from edgewise.types import Measurement, Metric
+from edgewise.types import SCENARIOS, Measurement, Metric
 from edgewise.units import METRICS, OF_ANSWERS, PERCENTILES, SIGNED
 
 Verdict = Literal["better", "worse", "none shown", "equal", "not comparable"]
@@ -42,6 +43,8 @@ COMPARED = (
 """The metrics that are compared unless others are named, where both runs have them."""
 _MACHINE = ("machine", "cpu", "flags", "logical_cores", "usable_cores", "governor", "cpu_limit", "memory_limit",
             "gpus")  # fmt: skip
+_BESIDE = ("system", "kernel", "memory")
+"""What may differ on one machine, and is said all the same."""
 
 _TIMED = ("s", "1/s", "J")
 """Units of what a busy or slower machine changes."""
@@ -134,7 +137,7 @@ def compare_stores(
     check_level(confidence)
     if not 0 <= tolerance < 1:
         raise EdgewiseError(f"tolerance is {tolerance}; expected a share of at least 0 and below 1")
-    names = tuple(metrics) or COMPARED
+    names = tuple(metrics)
     left, right = _latest(a), _latest(b)
     common = [key for key in left if key in right]
     if not common:
@@ -146,8 +149,10 @@ def compare_stores(
     for name in metrics:
         if not any(_value(m, name) is not None for _, *both in pairs for m in both):
             raise StoreError(f"{name} was measured neither in {a.path} nor in {b.path}")
-    counted = sum(1 for _, m, n in pairs for name in names if None not in (_value(m, name), _value(n, name))) or 1
-    level = 1 - (1 - confidence) / counted
+    counted = sum(
+        1 for _, m, n in pairs for name in names or _compared(m, n) if None not in (_value(m, name), _value(n, name))
+    )
+    level = 1 - (1 - confidence) / max(1, counted)
     found = [d for key, m, n in pairs for d in _differences(_subject(key), _Pair(a, b, m, n, level, tolerance), names)]
     found += [_gone(_subject(k), m, names, "not measured in the second run") for k, m in left.items() if k not in right]
     machines = {text: None for _, m, n in pairs for text in _machines(m, n)}
@@ -158,6 +163,17 @@ def compare_stores(
     ]
     notes += [f"{_subject(k)} is in the second run alone" for k in right if k not in left]
     return Comparison(tuple(found), tuple(machines), tuple(notes))
+
+
+def _compared(*both: Measurement) -> tuple[str, ...]:
+    """COMPARED, and the percentile that a run was asked for, under the scenario's names."""
+    asked = {
+        f"{head}{percentile}": None
+        for m in both
+        if m.scenario in SCENARIOS and (percentile := (m.conditions.get("settings") or {}).get("percentile"))
+        for head in (("ttft_", "tpot_") if m.scenario == "generation" else (prefix_of(m.scenario),))
+    }
+    return tuple(dict.fromkeys([*COMPARED, *asked]))
 
 
 Key = tuple[str, str, str, str, str]
@@ -205,8 +221,9 @@ def _differences(subject: str, pair: _Pair, names: Sequence[str]) -> list[Differ
     if m.status == "failed":
         state = "also in the second" if n.status == "failed" else "measured in the second"
         return [Difference(subject, "", "", None, None, "not comparable", why=f"failed in the first run, {state}")]
-    known = [name for name in names if _value(m, name) is not None or _value(n, name) is not None]
-    if not known and names == COMPARED:
+    taken = names or _compared(m, n)
+    known = [name for name in taken if _value(m, name) is not None or _value(n, name) is not None]
+    if not known and not names:
         there = dict.fromkeys(x.name for both in (m, n) for x in both.metrics if _value(both, x.name) is not None)
         more = f"; --metric takes {', '.join(there)}" if there else ""
         why = f"none of the metrics that are compared is known of either run{more}"
@@ -234,8 +251,9 @@ def _of_metric(subject: str, pair: _Pair, name: str) -> Difference:
 
 
 def _gone(subject: str, m: Measurement, names: Sequence[str], why: str) -> Difference:
-    first = next((x for name in names if (x := m.metric(name)) is not None and x.value is not None), None)
-    lost = m.status == "ok" and (first is not None or names == COMPARED)
+    taken = names or _compared(m)
+    first = next((x for name in taken if (x := m.metric(name)) is not None and x.value is not None), None)
+    lost = m.status == "ok" and (first is not None or not names)
     gone = Difference(subject, "", "", None, None, "not comparable", why=why, lost=lost)
     return gone if first is None else replace(gone, metric=first.name, unit=first.unit, a=first.value)
 
@@ -414,7 +432,7 @@ def _variance(metric: Metric, m: Measurement) -> tuple[float, int] | None:
     count = int(_rounds(m).get("count") or 0)
     if metric.value is None or metric.high is None or metric.low is None or metric.level is None or count < 2:
         return None
-    half = (metric.high - metric.low) / 2 / metric.value
+    half = (metric.high - metric.value) / metric.value  # the lower bound of a time may be cut at 0
     if not math.isfinite(half):
         return None
     return (half / student_quantile(metric.level, count - 1)) ** 2, count - 1
@@ -448,10 +466,12 @@ def _machine_moved(pair: _Pair) -> tuple[float, float]:
 def _machines(m: Measurement, n: Measurement) -> list[str]:
     """How the fingerprints differ, field by field."""
     first, second = (x.conditions.get("fingerprint") or {} for x in (m, n))
+    beside = [(f, first.get(f), second.get(f)) for f in _BESIDE]
     if first.get("digest") == second.get("digest"):
-        return []
+        return [f"{field}: {_text(x)}, then {_text(y)}" for field, x, y in beside if x != y]
     one, other = first.get("versions") or {}, second.get("versions") or {}
     named = [(f, first.get(f) or None, second.get(f) or None) for f in (*_MACHINE, "python")]
+    named += beside
     named += [(f"version of {p}", one.get(p), other.get(p)) for p in dict.fromkeys([*one, *other])]
     return [f"{field}: {_text(x)}, then {_text(y)}" for field, x, y in named if x != y]
 

@@ -128,6 +128,16 @@ def _scores(store: Store, m: Measurement, base: Measurement) -> dict[str, float]
     }
 
 
+def score_words(scores: Mapping[str, float]) -> str:
+    """How far the scores of two labels moved, for people."""
+    moved = scores["mean_moved"]
+    return (
+        f"the largest gap between their distributions is {scores['largest_gap']:.3f} (Kolmogorov and Smirnov); on "
+        f"average they moved by {moved:+.3f}; the second label is said of {scores['called']:.1%} of the rows instead "
+        f"of {scores['called_by_reference']:.1%}, and with threshold={scores['threshold']:.4g} of as many as before"
+    )
+
+
 def _by_slice(
     store: Store, m: Measurement, base: Measurement, parts: Sequence[Mapping[str, Any]], level: float
 ) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def as_json(store: Store, *, samples: bool = False) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """With null for what JSON has no number for: a bound may be infinite."""
+    """With None for what JSON has no number for: a bound may be infinite. The tables say it alike."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -94,4 +94,4 @@ def _line(m: Measurement, metric: Metric | None, created: str) -> dict[str, Any]
     }
     if metric is not None:
         line |= {("metric" if k == "name" else k): v for k, v in asdict(metric).items()}
-    return {name: line.get(name) for name in COLUMNS}
+    return {name: _finite(line.get(name)) for name in COLUMNS}

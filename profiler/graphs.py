@@ -33,7 +33,11 @@ _TYPES = {
     "tensor(double)": "float64",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
     "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
@@ -175,7 +179,7 @@ def _input(
     file: Path, name: str, kind: str, shape: Sequence[Any], given: Sequence[int] | None, bound: Mapping[str, int]
 ) -> GraphInput:
     if kind not in _TYPES:
-        raise BundleError(f"{file}: input {name!r} is a {kind}; only tensors of numbers can be made up")
+        raise BundleError(f"{file}: input {name!r} is a {kind}; what can be made up is {', '.join(_TYPES)}")
     if given is not None:
         return GraphInput(name, _TYPES[kind], tuple(given))
     sizes = tuple(d if isinstance(d, int) else _size(d, bound) for d in shape)

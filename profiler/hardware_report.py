@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgewise.errors import StoreError
+from edgewise.profiler.comparison import score_words
 from edgewise.profiler.joining import latest
 from edgewise.profiler.statistics import too_few_calls
 from edgewise.profiler.store import Store
@@ -139,7 +140,10 @@ def _how(timed: Sequence[Measurement]) -> list[str]:
     if levels:
         several = "; which, `edgewise measurements export` tells" if len(levels) > 1 else ""
         shown = " or ".join(f"{100 * level:.12g}%" for level in levels)
-        lines.append(f"- Values in brackets are one-sided bounds at {shown} each{several}, over processes.")
+        lines.append(
+            f"- Values in brackets are one-sided bounds at {shown} each{several}: of times, rates and memory over "
+            "processes, of answers over rows."
+        )
     notes = dict.fromkeys(n for m in timed for n in m.conditions.get("notes") or [])
     lines += [f"- {note[:1].upper()}{note[1:]}." for note in notes]
     if any(m.conditions.get("fed") for m in timed):
@@ -343,7 +347,14 @@ def _answers(found: Sequence[Measurement], who: Who) -> list[str]:
     if not there:
         return []
     rows = [(*names, *(_cell(x.get(n)) for n in there)) for names, x in joined.items()]
-    return ["## Answers", "", *_table(("bundle", "run", *(n.replace("_", " ") for n in there)), rows)]
+    said: dict[str, None] = {}
+    for m in (m for m in found if m.scenario == "comparison"):
+        scores = m.conditions.get("scores")
+        texts = [m.conditions.get("words"), None if scores is None else f"Scores: {score_words(scores)}."]
+        if any(texts):
+            said[f"- {_escape(', '.join(who(m)))}: {_escape(' '.join(filter(None, texts)))}"] = None
+    table = _table(("bundle", "run", *(n.replace("_", " ") for n in there)), rows)
+    return ["## Answers", "", *table, *(["", *said] if said else [])]
 
 
 def _failed(found: Sequence[Measurement], places: _Places) -> list[str]:
@@ -352,16 +363,30 @@ def _failed(found: Sequence[Measurement], places: _Places) -> list[str]:
     return ["## What failed", "", *_table(("bundle", "run", "why"), [(*places.who_did(m), m.reason) for m in found])]
 
 
+_PARTS = {
+    "embeddings": "weights of the graph that are looked up by an id, one row a word or position.",
+    "other weights": "all other weights of the graph.",
+    "structure": "what is left of the ONNX files: nodes, names and shapes.",
+    "other files": "all other files of the bundle: tokenizer, configs and manifest.",
+    "graph": "the ONNX file, and the external data that belongs to it.",
+}
+"""Part of a bundle's bytes -> what it is."""
+
+
 def _meaning(found: Sequence[Measurement]) -> list[str]:
     """Every number of the report in a sentence."""
     there = {x.name for m in found for x in m.metrics if x.value is not None or too_few_calls(x)}
     if not there:
         return []
-    return [
-        "## What the numbers mean",
-        "",
-        *(f"- **{name.replace('_', ' ')}**: {METRICS[name].about}" for name in METRICS if name in there),
-    ]
+    lines = [f"- **{name.replace('_', ' ')}**: {METRICS[name].about}" for name in METRICS if name in there]
+    if any(m.conditions.get("memory") for m in found):
+        lines.append(
+            "- **RSS, PSS and USS after the first answer, after the last call**: resident memory of the process at "
+            "that moment; PSS counts a page that several processes share in part, USS counts only what is its own."
+        )
+    parts = dict.fromkeys(p for m in found for p in m.conditions.get("disk") or {})
+    lines += [f"- **{part}** (on disk): {_PARTS[part]}" for part in parts if part in _PARTS]
+    return ["## What the numbers mean", "", *lines]
 
 
 def _cell(metric: Metric | None) -> str:

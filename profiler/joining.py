@@ -88,11 +88,32 @@ def joined(
     timed = latest((m for m in ours if m.content_digest == built[_bundle_key(m)]), _timed_key)
     answered = latest((m for m in wanted if m.stage == stage and m.scenario in ANSWERED), _answer_key)
     found = [_join(m, early.values(), answered) for m in _by_place(timed.values())]
+    last: dict[tuple[str, str], int] = {}
+    for m in (m for m in wanted if m.stage == stage and m.content_digest is not None):
+        last |= {(m.candidate, m.recipe): m.id or 0, (m.candidate, ""): m.id or 0}
     return found + [
         Entry(m.candidate, m.recipe, m.content_digest, m.target, {x.name: x for x in m.metrics}, "failed", m.reason)
         for m in early.values()
-        if m.status == "failed"
+        # What failed before its bundle was there is no failure any more.
+        if m.status == "failed" and last.get((m.candidate, m.recipe), -1) < (m.id or 0)
     ]
+
+
+def left_by_a_search(measured: Iterable[Measurement], found: Iterable[Entry]) -> dict[str, int]:
+    """Device -> points that a search looked at, and bundles that it answered with there, which are not among these
+    entries: it did not measure them in full."""
+    there = {e.key for e in found}
+    bundles = {(e.candidate, e.recipe, e.target.device) for e in found if e.target is not None}
+    points: dict[str, dict[str, None]] = {}
+    for m in measured:
+        if m.target is None or m.status != "ok" or not (m.stage == "look" or m.scenario == "accuracy"):
+            continue
+        # Answers are of no number of threads: they count where no look at the bundle does.
+        key = Entry(m.candidate, m.recipe, m.content_digest, m.target).key
+        known = key in there or (m.scenario == "accuracy" and (m.candidate, m.recipe, m.target.device) in bundles)
+        if not known:
+            points.setdefault(m.target.device, {})[key] = None
+    return {device: len(keys) for device, keys in points.items()}
 
 
 def latest(measurements: Iterable[Measurement], key: Callable[[Measurement], Any]) -> dict[Any, Measurement]:
@@ -147,6 +168,7 @@ def _join(same: Sequence[Measurement], early: Iterable[Measurement], answered: d
         if m.status == "ok" and m.candidate == timed.candidate and m.recipe in ("", timed.recipe):
             metrics |= {x.name: x for x in m.metrics}
     settings = answer_settings(timed.target) if timed.target else None
+    reference = "fp32"
     for scenario in ANSWERED:
         machine = timed.conditions.get("fingerprint_digest")
         key = (scenario, timed.candidate, timed.recipe, timed.content_digest, settings, machine)
@@ -154,6 +176,8 @@ def _join(same: Sequence[Measurement], early: Iterable[Measurement], answered: d
             metrics |= {x.name: x for x in found.metrics}
             if found.status == "failed":
                 reasons.append(f"{scenario}: {found.reason}")
+            if scenario == "comparison":
+                reference = str(found.conditions.get("settings", {}).get("reference") or reference)
     metrics |= {x.name: x for m in same for x in m.metrics}
     return Entry(
         timed.candidate,
@@ -163,4 +187,5 @@ def _join(same: Sequence[Measurement], early: Iterable[Measurement], answered: d
         metrics,
         "failed" if reasons else "ok",
         "; ".join(reasons),
+        reference=reference,
     )

@@ -350,7 +350,10 @@ class _Run:
         if s.arrival.name == "sustained":
             return f"after {s.arrival.minutes or 0:g} minutes in one process"
         half = s.half_width(self.rule, self.level)
-        rounds, name = len(s.rounds), "throughput" if s.arrival.name == "offline" else self.rule.percentile
+        rounds, asked = len(s.rounds), self.rule.percentile
+        name = {"offline": "throughput", "generation": f"ttft_{asked} or tpot_{asked}, the wider one,"}.get(
+            s.arrival.name, f"{s.arrival.prefix}{asked}"
+        )
         if half is None:
             return f"after {rounds} rounds, the most allowed; {name} has no interval yet"
         width = f"interval of {name} is ±{half:.1%}, asked for ±{self.rule.width:.1%}"

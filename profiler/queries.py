@@ -39,6 +39,8 @@ class Log:
         self.inputs: list[int] = []
         self.tokens: list[int] = []
         self.truncated: list[int] = []
+        self.lengths: dict[int, list[int]] = {}
+        """Of a batch of several inputs: tokens of each."""
         self.late: int | None = None
         """Of the paced scenario: queries that were due before the one before them was answered."""
         self.took: list[int] | None = None
@@ -48,12 +50,15 @@ class Log:
         self.ns.append(ns)
         self.inputs.append(number)
         self.tokens.append(sum(a.n_tokens for a in answers))
+        if len(answers) > 1 and number not in self.lengths:
+            self.lengths[number] = [a.n_tokens for a in answers]
         self.truncated.append(sum(a.truncated for a in answers))
 
     def as_dict(self, span_ns: int) -> dict[str, Any]:
         """span_ns: from the first query to the last answer."""
         late = {} if self.late is None else {"late": self.late}
         took = {} if self.took is None else {"took_ns": self.took}
+        lengths = {} if not self.lengths else {"lengths": [n for one in self.lengths.values() for n in one]}
         return {
             "ns": self.ns,
             "inputs": self.inputs,
@@ -62,6 +67,7 @@ class Log:
             "span_ns": span_ns,
             **late,
             **took,
+            **lengths,
         }
 
 

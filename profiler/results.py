@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from edgewise.profiler.nvml import Held
 from edgewise.profiler.vitals import Load, Memory
 
 PROTOCOL = 1
+_MOST = 2**63
+"""Of any number: beyond it is none that a machine could have measured, nor SQLite store."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Calls:
     """Of the server scenario: of each answer, without its wait."""
     parallel: int = 1
     """Of the server scenario: answers at once."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each input alone, where a call has several; none from an older worker."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class WorkerResult:
     """Time by node type; see `edgewise.profiler.nodes`."""
     peaks: Mapping[str, Any] | None = None
     """Of the machine; see `edgewise.profiler.peaks`."""
+    ids: int | None = None
+    """Of an ONNX file: its made-up ids are below this."""
     trials: tuple[Mapping[str, Any], ...] = ()
     wall_s: float | None = None
     """From starting the process to its last line: what it cost."""
@@ -162,60 +169,138 @@ def _typed(events: list[dict[str, Any]]) -> WorkerResult:
     one = {e["event"]: {k: v for k, v in e.items() if k != "event"} for e in events}
     if one["start"]["protocol"] != PROTOCOL:
         raise ValueError(f"protocol {one['start']['protocol']}")
-    answers = tuple(
-        Answer(str(i), int(index), float(score), tuple(map(float, logits)), int(tokens), bool(cut), *given)
-        for e in events
-        if e["event"] == "answers"
-        for i, index, score, logits, tokens, cut, *given in e["items"]
-    )
+    average = one.get("load_before", {}).get("average")
+    answers = tuple(_answer(*item) for e in events if e["event"] == "answers" for item in e["items"])
     return WorkerResult(
         pid=int(one["start"]["pid"]),
-        fingerprint=one["fingerprint"],
-        providers=tuple(one.get("providers", {}).get("names", ())),
-        startup_ns=one["startup"]["ns"] if "startup" in one else None,
+        fingerprint=_mapping("fingerprint", one["fingerprint"]),
+        providers=_names(one["providers"]["names"]) if "providers" in one else (),
+        startup_ns=_startup(one["startup"]["ns"]) if "startup" in one else None,
         memory=_memory(events),
         warmup=one.get("warmup"),
         calls=_calls(one["calls"]) if "calls" in one else None,
         load=_load(one.get("load")),
         load_before=_load(one.get("load_before")),
-        load_average=tuple(map(float, average)) if (average := one.get("load_before", {}).get("average")) else None,
+        load_average=tuple(_number("load average", x) or 0.0 for x in average) if average else None,
         energy=_energy(one["energy"]) if "energy" in one else None,
         gpu_memory=_held(one["gpu_memory"]) if "gpu_memory" in one else None,
-        yardstick={k: int(v) for k, v in one["yardstick"]["ns"].items()} if "yardstick" in one else None,
+        yardstick={k: _count(k, v, 1) for k, v in one["yardstick"]["ns"].items()} if "yardstick" in one else None,
         answers=answers,
-        placement=one.get("placement", {}).get("nodes"),
+        placement=_placement(one.get("placement", {}).get("nodes")),
         placement_why=one.get("placement", {}).get("why", "not asked for"),
-        nodes=one.get("nodes"),
-        peaks=one.get("peaks"),
-        trials=tuple(one.get("trials", {}).get("trials", ())),
-        wall_s=one["end"].get("wall_s"),
+        nodes=_nodes(one.get("nodes")),
+        peaks=_peaks(one.get("peaks")),
+        ids=_count("ids", one["fed"]["ids"], 1) if "fed" in one else None,
+        trials=tuple(_mapping("trial", t) for t in one.get("trials", {}).get("trials", ())),
+        wall_s=_number("wall_s", one["end"].get("wall_s")),
     )
 
 
+def _number(name: str, value: Any, least: float = 0.0) -> Any:
+    """A finite number of at least `least`, or None for one that the worker did not have."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < _MOST:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _count(name: str, value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _MOST:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _counts(name: str, values: Any, least: int = 0) -> tuple[int, ...]:
+    return tuple(_count(name, value, least) for value in values)
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"providers are {value!r}")
+    return tuple(value)
+
+
+def _answer(row: Any, index: Any, score: Any, logits: Any, tokens: Any, cut: Any, given: Any = None) -> Answer:
+    numbers = tuple(_number("a logit", x, -math.inf) for x in logits)
+    if not isinstance(row, str) or None in (score, *numbers) or -math.inf in numbers:
+        raise ValueError(f"the answer to {row!r} has the score {score!r} and the logits {logits!r}")
+    _number("a score", score, -math.inf)
+    return Answer(row, _count("an answer", index, -1), float(score), tuple(map(float, numbers)),
+                  _count("tokens", tokens), bool(cut), given)  # fmt: skip
+
+
+def _startup(data: Any) -> dict[str, int | None]:
+    """'other' is what lies between the phases, and may be nothing, or less by how clocks are read."""
+    return {k: _number(k, v, -math.inf if k == "other" else 0) for k, v in _mapping("startup", data).items()}
+
+
+def _placement(data: Any) -> dict[str, int] | None:
+    return None if data is None else {k: _count(k, v) for k, v in _mapping("placement", data).items()}
+
+
+def _nodes(data: Any) -> Mapping[str, Any] | None:
+    if data is None:
+        return None
+    _count("profiled calls", data["calls"], 1)
+    _number("runs", data["runs"])
+    _number("graph_s", data["graph_s"])
+    for name in ("by_type", "operations"):
+        for key, value in _mapping(name, data[name]).items():
+            _number(key, value)
+    _counts("runs of a graph", data["runs_by_graph"])
+    return _mapping("nodes", data)
+
+
+def _peaks(data: Any) -> Mapping[str, Any] | None:
+    if data is None:
+        return None
+    for name, value in _mapping("peaks", data).items():
+        if _number(name, value) == 0:
+            raise ValueError(f"the peak {name} is 0")
+    return _mapping("peaks", data)
+
+
 def _load(data: Mapping[str, Any] | None) -> Load | None:
-    return None if data is None else Load(**{k: data[k] for k in ("other_cpu", "steal", "seconds", "why")})
+    if data is None:
+        return None
+    other, steal = _number("other_cpu", data["other_cpu"]), _number("steal", data["steal"])
+    return Load(other, steal, float(_number("seconds", data["seconds"])), str(data["why"]))
 
 
 def _energy(data: Mapping[str, Any]) -> Energy:
+    _number("joules", data["joules"])
     return Energy(**{k: data[k] for k in ("joules", "kind", "source", "why")})
 
 
 def _held(data: Mapping[str, Any]) -> Held:
+    _number("bytes", data["bytes"])
     return Held(**{k: data[k] for k in ("bytes", "kind", "why")})
 
 
 def _memory(events: list[dict[str, Any]]) -> dict[str, Memory] | None:
-    names = ("rss", "peak_rss", "pss", "uss", "why")
-    return {e["phase"]: Memory(**{n: e[n] for n in names}) for e in events if e["event"] == "memory"} or None
+    names = ("rss", "peak_rss", "pss", "uss")
+    found = (e for e in events if e["event"] == "memory")
+    return {e["phase"]: Memory(**{n: _number(n, e[n]) for n in names}, why=str(e["why"])) for e in found} or None
 
 
 def _calls(data: Mapping[str, Any]) -> Calls:
-    ns, inputs, tokens, cut = (tuple(map(int, data[n])) for n in ("ns", "inputs", "tokens", "truncated"))
+    ns, inputs, tokens, cut = (_counts(n, data[n]) for n in ("ns", "inputs", "tokens", "truncated"))
     if not ns or min(ns) <= 0 or not len(ns) == len(inputs) == len(tokens) == len(cut):
         raise ValueError(f"{len(ns)} times for {len(inputs)} inputs, the shortest {min(ns, default=None)} ns")
-    first, written = (tuple(map(int, data.get(n, ()))) for n in ("first_ns", "written"))
+    first, written = (_counts(n, data.get(n, ()), least) for n, least in (("first_ns", 0), ("written", 1)))
     if len(first) not in (0, len(ns)) or len(written) != len(first):
         raise ValueError(f"{len(first)} first tokens and {len(written)} answers for {len(ns)} times")
-    span = int(data.get("span_ns", sum(ns)))
-    return Calls(ns, inputs, tokens, cut, span, tuple(data.get("windows", ())), first, written, data.get("late"),
-                 tuple(map(int, data.get("took_ns", ()))), int(data.get("parallel", 1)))  # fmt: skip
+    span, windows = _count("span_ns", data.get("span_ns", sum(ns)), 1), tuple(data.get("windows", ()))
+    for window in windows:
+        _count("calls of a window", window["calls"])
+        _count("span_ns of a window", window["span_ns"], 1)
+    late, parallel = _number("late", data.get("late")), _count("parallel", data.get("parallel", 1), 1)
+    took, lengths = _counts("took_ns", data.get("took_ns", ())), _counts("lengths", data.get("lengths", ()))
+    return Calls(ns, inputs, tokens, cut, span, windows, first, written, late, took, parallel, lengths)

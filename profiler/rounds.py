@@ -25,7 +25,6 @@ from edgewise.profiler.queries import inputs_a_query
 from edgewise.profiler.results import Calls, WorkerResult, read_result
 from edgewise.profiler.roofline import Roofline, roofline, roofline_metric
 from edgewise.profiler.statistics import (
-    SAMPLE_NEEDED,
     Floats,
     mean_bounds,
     percentile_bounds,
@@ -35,7 +34,7 @@ from edgewise.profiler.store import MeasurementKey, Sample
 from edgewise.profiler.vitals import Memory
 from edgewise.showing import show
 from edgewise.types import Device, Metric, Target
-from edgewise.units import METRICS, PERCENTILES
+from edgewise.units import METRICS, PERCENTILES, SAMPLE_NEEDED
 
 DISTURBED = 0.10
 """Share of all cores that other processes may take before a round counts as disturbed."""
@@ -149,14 +148,21 @@ class Series:
         return [Sample(n, r.pid, _calls(r).ns) for n, r in sorted(self.rounds.items())]
 
     def half_width(self, rule: RoundRule, level: float) -> float | None:
-        """Half width of the interval of the asked percentile, offline of the throughput, relative to its value; None
-        when it cannot be said yet."""
+        """Half width of the interval of the asked percentile, offline of the throughput, of generation the wider of
+        those of the first and of a later token, relative to its value; None when it cannot be said yet."""
         if self.arrival.name == "offline":
             return _relative(mean_bounds(self.rates(), level)) if len(self.rounds) > 1 else None
-        seconds = self.seconds()
-        if len(seconds) < 2 or sum(map(len, seconds)) < SAMPLE_NEEDED[rule.percentile]:
+        several = [times for _, times in self.token_times()] if self.arrival.name == "generation" else [self.seconds()]
+        if any(len(s) < 2 or sum(map(len, s)) < SAMPLE_NEEDED[rule.percentile] for s in several):
             return None
-        return _relative(percentile_bounds(seconds, PERCENTILES[rule.percentile], level))
+        q = PERCENTILES[rule.percentile]
+        widths = [_relative(percentile_bounds(s, q, level)) for s in several]
+        return None if None in widths else max(w for w in widths if w is not None)
+
+    def token_times(self) -> tuple[tuple[str, list[Floats]], ...]:
+        """Of the generation scenario: see the function of this name."""
+        calls = [_calls(r) for _, r in sorted(self.rounds.items())]
+        return token_times([c.ns for c in calls], [c.first_ns for c in calls], [c.written for c in calls])
 
     @property
     def inputs_a_query(self) -> int:
@@ -280,9 +286,7 @@ def _generation_metrics(series: Series, level: float) -> tuple[Metric, ...]:
     """Time to the first token, time of each token after it (the mean of a query), tokens a second."""
     calls = [_calls(r) for _, r in sorted(series.rounds.items())]
     found: list[Metric] = []
-    for name, per_process in token_times(
-        [c.ns for c in calls], [c.first_ns for c in calls], [c.written for c in calls]
-    ):
+    for name, per_process in series.token_times():
         found += [replace(m, name=f"{name}_{m.name}") for m in percentile_metrics(per_process, level)]
         means = mean_bounds([float(np.mean(x)) for x in per_process], level)
         found.append(means.as_metric(f"{name}_mean", "s", level))
@@ -420,12 +424,13 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
     calls = [_calls(r) for _, r in results]
     size = series.inputs_a_query
     texts = size * sum(len(c.ns) for c in calls)
-    tokens = [t for c in calls for t in c.tokens]
+    # A query of several inputs counts each: they are what is long or short.
+    tokens = [t for c in calls for t in (c.lengths or [round(t / size) for t in c.tokens])]
     asked = [r for _, r in results if r.placement_why != "not asked for"]
     placed = asked[0] if asked else results[0][1]
     half = series.half_width(rule, level)
     return {
-        "inputs": token_distribution([round(t / size) for t in tokens], sum(sum(c.truncated) for c in calls), texts),
+        "inputs": token_distribution(tokens, sum(sum(c.truncated) for c in calls), texts),
         "rounds": {
             "count": len(results),
             "calls": [len(c.ns) for c in calls],
@@ -447,6 +452,7 @@ def series_conditions(series: Series, rule: RoundRule, level: float, stopped: st
             "peak_rss": [None if (m := (r.memory or {}).get("end")) is None else m.peak_rss for _, r in results],
         },
         "warmup": [dict(r.warmup or {}) for _, r in results],
+        **({"made_up_ids": {"below": ids}} if (ids := results[0][1].ids) is not None else {}),
         **({"windows": [dict(w) for w in calls[0].windows]} if calls[0].windows else {}),
         **(
             {"generation": [{"first_ns": list(c.first_ns), "written": list(c.written)} for c in calls]}

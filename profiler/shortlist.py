@@ -49,7 +49,7 @@ class Points:
     keys: tuple[tuple[Any, ...], ...]
     """Of each point its fingerprint, candidate, recipe, content digest, provider, length, batch and threads."""
     columns: dict[str, NDArray[np.float64]]
-    """Metric -> (n, 4): value, low, high, level; NaN where there is none."""
+    """Metric -> (n, 4): value, low, high, level; NaN where there is none, the level of an estimate without bounds 0."""
     cut: float | None = None
     """The value of the first objective beyond which nothing was read; None where all was."""
 
@@ -108,6 +108,21 @@ def points(
             kept.append((key, (*(row[0] for row in rows), *trained.get(key[1], ()))))
     keys, ids = tuple(key for key, _ in kept), tuple(numbers for _, numbers in kept)
     return Points(ids, keys, _columns(store, ids, [key[2] for key in keys], names, budgets), cut)
+
+
+def check_reference(store: Store, device: str, budgets: Sequence[Budget]) -> None:
+    """Raise StoreError for a budget against another recipe than the answers on this device were compared with."""
+    asked = [b for b in budgets if b.relative_to is not None]
+    ((number,),) = store.query(
+        "SELECT max(measurement_id) FROM summary WHERE scenario = 'comparison' AND device = ?", (device,)
+    )
+    if not asked or number is None:
+        return
+    found = str(store.one(number).conditions.get("settings", {}).get("reference") or "fp32")
+    if other := [b for b in asked if b.relative_to != found]:
+        raise StoreError(
+            f"{other[0].text}: the answers in {store.path} were compared with {found}, not with {other[0].relative_to}"
+        )
 
 
 def _scenario_of(name: str) -> str:
@@ -242,7 +257,8 @@ def _columns(
     every = sorted({number for point in ids for number in point})
     marks = ", ".join("?" * len(names))
     rows = store.query(
-        "SELECT measurement_id, name, value, low, high, level FROM metrics WHERE measurement_id IN "
+        "SELECT measurement_id, name, value, low, high, CASE WHEN kind = 'estimated' AND low IS NULL AND high IS NULL "
+        "THEN 0.0 ELSE level END FROM metrics WHERE measurement_id IN "
         f"(SELECT value FROM json_each(?)) AND name IN ({marks}) AND kind <> 'unavailable'",
         (json.dumps(every), *names),
     )

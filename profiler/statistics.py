@@ -18,13 +18,9 @@ from edgewise.errors import EdgewiseError
 from edgewise.paired import Bounds, check_level, exp_or_none
 from edgewise.student import student_quantile
 from edgewise.types import Metric
-from edgewise.units import PERCENTILES
+from edgewise.units import PERCENTILES, SAMPLE_NEEDED
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-SAMPLE_NEEDED: dict[str, int] = {"p50": 11, "p90": 64, "p95": 130, "p99": 662, "p99.9": 6636}
-"""Calls that a percentile needs at 99% confidence, as MLPerf LoadGen's early stopping has it, over all processes.
-Below it the percentile is not printed."""
 
 RESAMPLES = 2000
 _NORMAL_GRID = np.array([NormalDist().inv_cdf((i + 0.5) / 41) for i in range(41)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sqlite3
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -90,15 +92,19 @@ def key_of(measurement: Measurement) -> MeasurementKey:
 class Store:
     """A store in one file, made when it is not there. A context manager; not to be shared between threads.
 
+    reading: nothing will be added, so that one that cannot be written, as in an archive, is read as it stands.
+
     Raises StoreError for a file that is no store, of a newer format, or that cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, reading: bool = False) -> None:
         self.path = Path(path)
+        fixed = reading and self.path.is_file() and not _writable(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # isolation_level None: transactions are begun by hand, IMMEDIATE, so that two writers wait in line.
-            self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            place = _as_it_stands(self.path) if fixed else str(self.path)
+            self._db = sqlite3.connect(place, timeout=_BUSY_S, isolation_level=None, uri=fixed)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path} cannot be opened: {error}; name another file") from error
         try:
@@ -113,8 +119,9 @@ class Store:
                         self._db.execute("ROLLBACK")
                 if not there:
                     self._create()
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
+                if not fixed:
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._db.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             self._db.close()
             raise
@@ -152,7 +159,7 @@ class Store:
                 "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (number, m.name, m.unit, m.value, m.low, m.high, m.level, m.method, m.n, m.kind, m.why)
-                    for m in measurement.metrics
+                    for m in map(_told, measurement.metrics)
                 ],
             )
             self._db.executemany(
@@ -184,7 +191,8 @@ class Store:
         return self._read("WHERE id = ?", (number,))[0]
 
     def light(self, ids: Iterable[int]) -> list[Measurement]:
-        """Those with these row numbers, of their conditions the fingerprint's digest alone: a hundredth of the time."""
+        """Those with these row numbers, of their conditions the fingerprint's digest and the reference of a comparison
+        alone: a hundredth of the time."""
         chosen = (json.dumps(sorted(ids)),)
         metrics: dict[int, list[Metric]] = {}
         for number, *values in self._all(
@@ -195,7 +203,9 @@ class Store:
             metrics.setdefault(number, []).append(Metric(*values))
         rows = self._all(
             "SELECT m.id, m.candidate, m.recipe, m.content_digest, m.target, m.scenario, m.stage, m.status, m.reason, "
-            "m.inputs_digest, s.fingerprint_digest FROM measurements m JOIN summary s ON s.measurement_id = m.id "
+            "m.inputs_digest, s.fingerprint_digest, CASE WHEN m.scenario = 'comparison' AND json_valid(m.conditions) "
+            "THEN json_extract(m.conditions, '$.settings.reference') END "
+            "FROM measurements m JOIN summary s ON s.measurement_id = m.id "
             "WHERE m.id IN (SELECT value FROM json_each(?)) ORDER BY m.id",
             chosen,
         )
@@ -211,11 +221,12 @@ class Store:
                     status,
                     why,
                     inputs,
-                    {"fingerprint_digest": fingerprint},
+                    {"fingerprint_digest": fingerprint} | ({"settings": {"reference": against}} if against else {}),
                     tuple(metrics.get(number, ())),
                     number,
                 )
-                for number, candidate, recipe, digest, target, scenario, stage, status, why, inputs, fingerprint in rows
+                for number, *own, inputs, fingerprint, against in rows
+                for candidate, recipe, digest, target, scenario, stage, status, why in (own,)
             ]
 
     def last(self) -> int:
@@ -371,6 +382,28 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "make it and its folder writable, or name another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged: restore a copy, or move it away and measure again",
 }
+
+
+def _writable(path: Path) -> bool:
+    """Whether SQLite could write there: it needs the folder too, for its log."""
+    own = os.access in os.supports_effective_ids
+    return all(os.access(p, os.W_OK, effective_ids=own) for p in (path, path.parent))
+
+
+def _as_it_stands(path: Path) -> str:
+    """The address of a file that nobody writes. What still stands in its log counts, where SQLite can read that."""
+    log = path.with_name(f"{path.name}-wal")
+    logged = log.is_file() and log.stat().st_size > 0
+    return f"{path.resolve().as_uri()}?mode=ro{'' if logged else '&immutable=1'}"
+
+
+def _told(metric: Metric) -> Metric:
+    """SQLite has no NaN: it would come back as a value that is not there, for no reason."""
+    if metric.value is None or not math.isnan(metric.value):
+        return metric
+    return replace(
+        metric, value=None, kind="unavailable", why="; ".join(filter(None, ["it is not a number", metric.why]))
+    )
 
 
 def _target(text: str | None) -> Target | None:

@@ -273,6 +273,8 @@ def _measured(model: Any, results: _Results) -> None:
     """What belongs to the numbers. What comes after it takes memory that is not the bundle's: a worker that is killed
     there, at the memory limit of a small device, has measured all the same."""
     results.write("providers", names=list(model.providers))
+    if hasattr(model, "ids"):
+        results.write("fed", ids=model.ids)
     _fingerprint(results)
     results.write("measured")
 
@@ -284,7 +286,7 @@ def _place(folder: Path, job: Mapping[str, Any], results: _Results, answer: Call
 
     load = _loader(job)
     try:
-        with load(verify="none", record_placement=True, profile_to=str(folder / "profile")) as model:
+        with load(verify="full", record_placement=True, profile_to=str(folder / "profile")) as model:
             told = model.placement()
             calls = answer(model)
             nodes = time_by_node(model.end_profiling())

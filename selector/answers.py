@@ -12,7 +12,7 @@ from edgewise.selector.sheets import Column, Sheet, count_cell, sheet, text_cell
 from edgewise.selector.views import Cell, cell, interval, name_of
 from edgewise.selector.words import bundle_name, percent, point
 from edgewise.showing import show
-from edgewise.types import Entry, Measurement, Metric, Selection, Target
+from edgewise.types import Entry, Measurement, Metric, Target
 from edgewise.units import METRICS, WORST
 
 QUALITY = (
@@ -55,19 +55,13 @@ def answered(data: ReportData) -> list[Answered]:
                 continue
             key = (entry.content_digest, entry.candidate, entry.recipe, _settings(entry.target))
             there = by_place.get((entry.content_digest, _settings(entry.target)), {})
-            one = Answered(
-                entry, _reference(selection), _where(entry, data), there.get("accuracy"), there.get("comparison")
-            )
+            one = Answered(entry, entry.reference, _where(entry, data), there.get("accuracy"), there.get("comparison"))
             found.setdefault(key, one)
     return list(found.values())
 
 
 def _settings(target: Target) -> Target:
     return replace(target, run=replace(target.run, threads=1))
-
-
-def _reference(selection: Selection) -> str:
-    return next((b.relative_to for b in selection.budgets if b.relative_to), None) or "fp32"
 
 
 def _where(entry: Entry, data: ReportData) -> str:

@@ -44,10 +44,22 @@ def check_budget(entry: Entry, budget: Budget, confidence: float) -> BudgetCheck
 
 def metric_of(entry: Entry, name: str, reference: str | None = None) -> Metric | None:
     """An entry's metric. What compares with a reference recipe is 0 for that one by definition, agreement and the ratio
-    of perplexities 1."""
+    of perplexities 1; against another recipe than the one that it was measured against it is unavailable.
+
+    reference: the recipe that is asked for; None: the one that it was measured against.
+    """
     metric = entry.metrics.get(name)
-    if name in RELATIVE and entry.recipe == (reference or "fp32") and point(metric) is None and entry.status == "ok":
+    if name not in RELATIVE or entry.status != "ok":
+        return metric
+    asked = reference or entry.reference
+    other = asked != entry.reference
+    # Of a model that has no perplexity the ratio is not 1: there is none.
+    defined = entry.recipe == asked and (name != "perplexity_ratio" or "perplexity" in entry.metrics)
+    if defined and (other or point(metric) is None):
         return Metric(name, METRICS[name].unit, OF_THE_REFERENCE[name], method="the reference itself")
+    if other and point(metric) is not None:
+        why = f"it was measured against {entry.reference}, not against {asked}"
+        return Metric(name, METRICS[name].unit, None, kind="unavailable", why=why)
     return metric
 
 

@@ -11,7 +11,7 @@ from edgewise.selector.contest import PairedComparison
 from edgewise.selector.look import TIMED, bounds_of_look, spread_of_numbers, spread_of_times
 from edgewise.selector.words import point
 from edgewise.types import Budget, Entry, Metric
-from edgewise.units import METRICS, RELATIVE
+from edgewise.units import METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +98,7 @@ class Rules:
 
     @property
     def references(self) -> dict[str, str]:
-        given = {b.metric: b.relative_to for b in self.budgets if b.relative_to}
-        return {name: given.get(name, "fp32") for name in RELATIVE}
+        return {b.metric: b.relative_to for b in self.budgets if b.relative_to}
 
 
 def at_best(known: Known, metric: Metric | None, name: str) -> float | None:

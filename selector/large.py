@@ -33,7 +33,8 @@ def best_points(
 ) -> tuple[Indices, int]:
     """(places of the winner, all that tie with it to the end, and the next best; how many keep every budget).
 
-    columns: metric -> (n, 4) value, low, high, level, NaN where there is none. The winner is that of `select` where
+    columns: metric -> (n, 4) value, low, high, level, NaN where there is none; level 0 is that of an estimate without
+    bounds, which keeps no budget. The winner is that of `select` where
     nothing is compared row by row. A bound counts at `confidence` or above.
     """
     import numpy as np
@@ -66,7 +67,7 @@ def _keeps(column: Floats, budget: Budget, confidence: float) -> NDArray[np.bool
 
     value, low, high, level = column.T
     bound = high if budget.op == "<=" else low
-    exact = np.isnan(low) & np.isnan(high)
+    exact = np.isnan(low) & np.isnan(high) & ~(level == 0)
     held = np.where(exact, value, np.where(level >= confidence - 1e-9, bound, np.nan))
     keeps: NDArray[np.bool_] = held <= budget.limit if budget.op == "<=" else held >= budget.limit
     return keeps & np.isfinite(held)
@@ -77,6 +78,7 @@ def _column(column: Floats, name: str, z: float) -> Column:
     import numpy as np
 
     value, low, high, level = column.T
+    level = np.where(level > 0, level, np.nan)
     normal = NormalDist()
     at = np.array([normal.inv_cdf(x) if 0.5 < x < 1 else np.nan for x in np.unique(level[~np.isnan(level)])])
     levels = np.unique(level[~np.isnan(level)])

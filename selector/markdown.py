@@ -154,9 +154,7 @@ def _selection(selection: Selection, data: ReportData) -> list[str]:
         lines.append(f"- {escape(rival['name'])} ({escape(rival['best'])}): {escape(rival['why'])}")
     lines += [""] if answer["rivals"] else []
     for number, tried in enumerate(selection.confirmed, start=1):
-        lines.append(
-            f"{number}. {escape(tried.key)} {'passed' if tried.passed else 'did not pass'}. {escape(tried.reason)}"
-        )
+        lines.append(f"{number}. {escape(tried.key)}: {escape(tried.reason)}.")
     lines += [""] if selection.confirmed else []
     return [*lines, "### All entries", "", *_entries(selection, data)]
 

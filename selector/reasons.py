@@ -251,10 +251,10 @@ def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Bu
 
 def _lacking(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     """The first that lacks a bound, and which, in the words of its check."""
-    for verdict in verdicts:
-        for check in verdict.checks:
-            if not check.met and (check.bound is None or not finite(check.bound)):
-                return label(verdict.entry), check.words
+    lacking = [(v, c) for v in verdicts for c in v.checks if not c.met and (c.bound is None or not finite(c.bound))]
+    # What has a value and no bound says more than what was not measured at all.
+    for verdict, check in sorted(lacking, key=lambda pair: pair[1].value is None):
+        return label(verdict.entry), check.words
     return "all", "nothing is known"
 
 

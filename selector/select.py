@@ -27,7 +27,7 @@ from edgewise.selector.weighted import normalised
 from edgewise.selector.whatif import changes
 from edgewise.selector.words import budget_text
 from edgewise.types import Budget, BudgetCheck, ConfirmTry, Entry, Selection, Verdict, WhatIf
-from edgewise.units import METRICS, RELATIVE, check_metric
+from edgewise.units import METRICS, check_metric
 
 _WHAT_IF = 2000
 """Entries up to which `what_if` is worked out."""
@@ -180,8 +180,7 @@ def _check_unique(entries: Sequence[Entry]) -> None:
 
 
 def _references(budgets: Sequence[Budget]) -> dict[str, str]:
-    given = {b.metric: b.relative_to for b in budgets if b.relative_to}
-    return {name: given.get(name, "fp32") for name in RELATIVE}
+    return {b.metric: b.relative_to for b in budgets if b.relative_to}
 
 
 def _judge(

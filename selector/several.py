@@ -22,7 +22,10 @@ class Place:
     """With its best run settings there; None where none of them keeps every budget."""
     losses: tuple[float | None, ...]
     """Of each objective against the device's own choice: 0.01 is one point of a share, or one per cent of anything
-    else; 0 where it cannot be told from it, below 0 where it is better; None where one of the two lacks it."""
+    else; 0 where it cannot be told from it, or is better; None where one of the two lacks it. With weights below 0
+    where it is better, as one objective may make up for another."""
+    rank: int
+    """Of the entry on the device, from 1; 0 where there is none."""
     words: str
     """'accuracy 82.10% (0.40 points worse), p95 8.1 ms (the same)'; or why there is none."""
 
@@ -36,7 +39,7 @@ class Shared:
     places: tuple[Place, ...]
     """In the order of the selections."""
     loss: tuple[float, ...]
-    """The worst of the devices in each objective, with weights their weighted sum; inf where it is not known."""
+    """The worst of the devices in each objective, with weights in their weighted sum; inf where it is not known."""
 
     @property
     def feasible(self) -> bool:
@@ -59,7 +62,11 @@ class Joint:
 
 def one_for_all(selections: Sequence[Selection]) -> Joint | None:
     """The bundle that is feasible on all devices with the smallest loss, which is the worst of the devices in the first
-    objective, then in the next one; None with fewer than two devices."""
+    objective, then in the next one; None with fewer than two devices.
+
+    A device's own choice has no loss there, and none is better: of several without any, that which ranks best on the
+    device where it ranks worst is taken, so that the choice of all devices is the one for all.
+    """
     if len(selections) < 2:
         return None
     names = {_identity(v.entry): bundle_name(v.entry) for s in selections for v in s.verdicts if v.entry.content_digest}
@@ -73,28 +80,26 @@ def _identity(entry: Entry) -> tuple[str, str | None]:
 
 def _order(bundle: Shared) -> tuple[object, ...]:
     lacking = sum(p.entry is None for p in bundle.places)
-    return lacking, bundle.loss, bundle.name, bundle.content_digest or ""
+    ranks = sorted((p.rank for p in bundle.places), reverse=True)
+    return lacking, bundle.loss, ranks, bundle.name, bundle.content_digest or ""
 
 
 def _shared(key: tuple[str, str | None], name: str, selections: Sequence[Selection]) -> Shared:
     places = tuple(_place(key, s) for s in selections)
-    known = [p.losses for p in places if p.entry is not None]
-    columns = zip(*known, strict=True) if known else ()
-    loss = tuple(max(math.inf if x is None else x for x in column) for column in columns)
-    weights = selections[0].weights
-    if weights and loss:
-        loss = (sum(w * x for w, x in zip(weights, loss, strict=True)),)
-    return Shared(name, key[1], places, loss)
+    known = [[math.inf if x is None else x for x in p.losses] for p in places if p.entry is not None]
+    if weights := selections[0].weights:
+        known = [[max(0.0, sum(w * x for w, x in zip(weights, losses, strict=True)))] for losses in known]
+    return Shared(name, key[1], places, tuple(map(max, zip(*known, strict=True))) if known else ())
 
 
 def _place(key: tuple[str, str | None], selection: Selection) -> Place:
     ranked = [v for v in selection.verdicts if _identity(v.entry) == key and v.rank is not None]
     if not ranked:
-        return Place(selection.device, None, (), _why_not(key, selection))
+        return Place(selection.device, None, (), 0, _why_not(key, selection))
     best = min(ranked, key=lambda v: v.rank or 0)
     assert selection.chosen is not None
     losses, words = zip(*(_loss(selection, best, name) for name in selection.objective), strict=True)
-    return Place(selection.device, best.entry, losses, ", ".join(words))
+    return Place(selection.device, best.entry, losses, best.rank or 0, ", ".join(words))
 
 
 def _loss(selection: Selection, verdict: Verdict, name: str) -> tuple[float | None, str]:
@@ -108,12 +113,13 @@ def _loss(selection: Selection, verdict: Verdict, name: str) -> tuple[float | No
     text = f"{name} {show(value, metric.unit)}"
     if verdict is selection.chosen or value == best:
         return 0.0, text
-    tied = name == selection.objective[0] and selection.chosen.entry.key in verdict.tied_with
-    if tied:
-        return 0.0, f"{text} (tied)"
+    if not selection.weights and name == selection.objective[0] and selection.chosen.entry.key in verdict.tied_with:
+        return 0.0, f"{text} (tied)"  # with weights it is the score that is tied
     if loss is None:
         return None, text
-    return loss, f"{text} ({gap(value - best, metric.unit)} {'worse' if loss > 0 else 'better'})"
+    return loss if selection.weights else max(
+        0.0, loss
+    ), f"{text} ({gap(value - best, metric.unit)} {'worse' if loss > 0 else 'better'})"
 
 
 def _why_not(key: tuple[str, str | None], selection: Selection) -> str:

@@ -10,7 +10,9 @@ from edgewise.selector.known import Known, Rules
 from edgewise.selector.race import RaceEnd
 from edgewise.selector.whatif import NOTHING
 from edgewise.selector.words import percent, plural
-from edgewise.types import Selection, Verdict, WhatIf
+from edgewise.showing import show
+from edgewise.types import Metric, Selection, Verdict, WhatIf
+from edgewise.units import PERCENTILES, SAMPLE_NEEDED
 
 
 def with_unmeasured(selection: Selection, end: RaceEnd, rules: Rules, minutes: float | None = None) -> Selection:
@@ -39,6 +41,17 @@ def with_unmeasured(selection: Selection, end: RaceEnd, rules: Rules, minutes: f
     return done
 
 
+def with_left_by_a_search(selection: Selection, count: int) -> Selection:
+    """The selection of a store that a search filled, which has `count` points more that were not measured in full."""
+    if not count:
+        return selection
+    words = (
+        f"A search left {plural(count, 'point')} more, looked at or answered with, but not measured in full: "
+        "they are not judged here, and one of them may be better; 'search: all' in the plan measures them."
+    )
+    return replace(selection, left_out=words, what_if=_among_measured(selection))
+
+
 def _among_measured(selection: Selection) -> tuple[WhatIf, ...]:
     """What would change the choice, said of those that were measured in full alone: with another budget one that was
     dropped could be better than any of them."""
@@ -58,9 +71,20 @@ def _none_in_full(selection: Selection, end: RaceEnd) -> str:
 
 
 def _verdict(known: Known, reason: str, rules: Rules) -> Verdict:
-    entry = replace(known.entry, partial=True)
+    metrics = {name: _with_its_sample(m) for name, m in known.entry.metrics.items()}
+    entry = replace(known.entry, partial=True, metrics=metrics)
     checks = check_budgets(entry, rules.budgets, rules.confidence)
     return Verdict(entry, checks, False, False, None, None, reason=reason)
+
+
+def _with_its_sample(metric: Metric) -> Metric:
+    """Of so few calls that none is expected beyond a percentile, the largest says nothing of it but its lower bound."""
+    q = PERCENTILES.get(metric.name)
+    if q is None or metric.kind != "estimated" or metric.n * (1 - q) >= 1:
+        return metric
+    least = f", which say that it is at least {show(metric.low, metric.unit)}" if metric.low is not None else ""
+    why = f"{metric.method}{least}: its value takes {SAMPLE_NEEDED[metric.name]:,}"
+    return Metric(metric.name, metric.unit, None, method=metric.method, n=metric.n, kind="unavailable", why=why)
 
 
 def _open_words(known: Known, time: str) -> str:
@@ -85,7 +109,9 @@ def _left_out(end: RaceEnd, rules: Rules, time: str) -> str:
         )
     if end.open:
         untouched = sum(_untouched(end.points, key) for key in end.open)
-        parts.append(f"{len(end.open)} left, as {time} ({untouched} not looked at); more time goes on from here")
+        answered = sum(end.points[key].timed == "no" for key in end.open) - untouched
+        more = f", {answered} answered but not timed" if answered else ""
+        parts.append(f"{len(end.open)} left, as {time} ({untouched} not looked at{more}); more time goes on from here")
     if end.passed_over:
         parts.append(f"{len(end.passed_over):,} not looked at, as the sampler proposed others")
     return "; ".join(parts) + "."

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Iterable
 
+from edgewise.errors import PlanError
 from edgewise.showing import show
 from edgewise.types import Budget, Entry, Metric, Selection
-from edgewise.units import METRICS
+from edgewise.units import METRICS, parse_budget
 
 _OP = re.compile(r"<=|>=")
 
@@ -47,18 +48,28 @@ def budget_text(budget: Budget, limit: float | None = None) -> str:
     """The whole budget as one types it; with another limit, which is then rounded so that it is no stricter."""
     if limit is None:
         return f"{budget.metric} {budget.op} {limit_text(budget)}"
-    return f"{budget.metric} {budget.op} {_shown_limit(budget, loosened(limit, budget))}"
+    sign = 1.0 if budget.op == "<=" else -1.0
+    return limit_between(budget, limit, sign * math.inf)
 
 
 def limit_between(budget: Budget, limit: float, room: float) -> str:
     """The budget with a limit that lets the value `limit` in and not yet `room`, the next looser one (infinite where
-    there is none): in as many digits as that takes, three at least."""
+    there is none), read as it is printed: in as many digits as that takes, three at least."""
     sign = 1.0 if budget.op == "<=" else -1.0
     for digits in range(3, 18):
-        shown = loosened(limit, budget, digits)
-        if sign * shown < sign * room:
+        text = f"{budget.metric} {budget.op} {_shown_limit(budget, loosened(limit, budget, digits), digits)}"
+        typed = _typed(text)
+        if typed is None or sign * limit <= sign * typed < sign * room:
             break
-    return f"{budget.metric} {budget.op} {_shown_limit(budget, shown, digits)}"
+    return text
+
+
+def _typed(text: str) -> float | None:
+    """The limit that this budget has when it is typed; None for one that cannot be, such as a rate below 0."""
+    try:
+        return parse_budget(text).limit
+    except PlanError:
+        return None
 
 
 def _shown_limit(budget: Budget, limit: float, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,12 @@ def test_a_plan_has_the_same_keys_and_finds_a_name_in_the_inventory(file: Path) 
     assert here == Device()
     assert jetson == read_inventory(file)[1]
     assert pi == Device("pi", ssh="me@other", identity=str(file.parent / "keys/pi"))
-    plan.write_text(plan.read_text().replace("ssh: me@other, ", ""))
+    plan.write_text(plan.read_text().replace("run: {threads: [1, 4]}", "memory: 1 GB, cores: [0]"))
+    assert read_plan(plan).devices[1] == replace(jetson, memory=1_000_000_000, cores=(0,))
+    plan.write_text(plan.read_text().replace("name: jetson, memory: 1 GB, cores: [0]", "name: jetsn"))
+    with pytest.raises(PlanError, match=r"plan\.yaml:8: devices\[1\]: unknown device 'jetsn': did you mean 'jetson'\?"):
+        read_plan(plan)
+    plan.write_text(plan.read_text().replace("jetsn", "here-small, memory: 1 GB").replace("ssh: me@other, ", ""))
     with pytest.raises(PlanError, match=r"plan\.yaml:9: devices\[2\]\.identity: .*add ssh: user@host"):
         read_plan(plan)
 

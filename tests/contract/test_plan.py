@@ -9,6 +9,7 @@ import pytest
 
 from edgewise.errors import PlanError
 from edgewise.plan import Plan, read_plan
+from edgewise.rundir import RunFolder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "movie-reviews.yaml"
 GOOD = """\
@@ -265,3 +266,45 @@ def test_options_of_every_strategy(folder: Path) -> None:
         read(folder, changed("strategy: full", "strategy: adapters"))
     with pytest.raises(PlanError, match=r":13: candidates\[0\]\.tune"):
         read(folder, changed("strategy: full", "class_weights: heavy"))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "more", "words"),
+    [
+        (
+            '{ttft_p50: "<= 10 ms"}',
+            "",
+            r"budgets\.ttft_p50: ttft_p50 is measured by the scenario generation, which is not",
+        ),
+        ('{server_p99: "<= 10 ms"}', "", "measured by the scenario server, which is not among those of the plan"),
+        ('{worst_slice_accuracy: ">= 0.5"}', "", "worst_slice_accuracy is not measured without slices"),
+        (
+            '{p95: "<= 10 ms"}',
+            "profile: {scenarios: [offline]}",
+            "measured by the scenario single-stream, which is not",
+        ),
+        ("{}", "objective: [accuracy, server_p95]", r"objective\[1\]: server_p95 is measured by the scenario server"),
+        ("{}", "objective: {accuracy: 2, bleu: 1}", r"objective\.bleu: bleu is not measured of single_label"),
+    ],
+)
+def test_a_metric_that_the_plan_does_not_measure_is_refused_with_its_place(
+    tmp_path: Path, budgets: str, more: str, words: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "version: 1\ntask: text-classification\ndata: {path: rows.csv, text: text, label: label}\n"
+        f"candidates: [{{name: a, from: some/model}}]\nrecipes: [fp32]\nbudgets: {budgets}\n{more}\n"
+    )
+    with pytest.raises(PlanError, match=rf"plan\.yaml:\d+: .*{words}"):
+        read_plan(plan)
+
+
+def test_chosen_bundles_of_an_earlier_plan_are_removed(tmp_path: Path) -> None:
+    """Of devices that the plan no longer has, too; what only begins with the word stays."""
+    for name in ("chosen", "chosen-pi", "chosen-by-me"):
+        (tmp_path / name).mkdir()
+    for name in ("chosen", "chosen-pi"):
+        (tmp_path / name / "edgewise.json").write_text("{}")
+    RunFolder(tmp_path).forget_chosen()
+    assert [p.name for p in tmp_path.iterdir()] == ["chosen-by-me"]

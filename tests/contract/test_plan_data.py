@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgewise.errors import PlanError
-from edgewise.pipeline import check_task
-from edgewise.plan import Plan, read_plan
+from edgewise.plan import Plan, check_metrics, read_plan
 
 TASKS = {
     "text-classification": "{path: a.csv, text: body, label: [rude, kind], problem_type: multi_label_classification}",
@@ -40,7 +39,7 @@ def read(folder: Path, task: str, data: str) -> Plan:
 def test_every_task_may_be_planned(folder: Path, task: str) -> None:
     plan = read(folder, task, TASKS[task])
     assert plan.task == task
-    check_task(plan)
+    check_metrics(plan)
     writes = task in ("text-generation", "text2text-generation")
     assert plan.objective[1] == ("token_throughput" if writes else "p95")
     assert plan.profile.scenarios == (("generation",) if writes else ("single-stream",))

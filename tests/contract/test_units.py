@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgewise.errors import PlanError
 from edgewise.showing import show
-from edgewise.units import METRICS, PERCENTILES, UNITS, check_metric, parse_budget, parse_limit
+from edgewise.units import METRICS, PERCENTILES, UNITS, check_metric, parse_budget, parse_limit, parse_objective
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,18 @@ def test_percentiles_are_metrics_in_seconds() -> None:
 )
 def test_values_for_people(value: float | None, unit: str, text: str) -> None:
     assert show(value, unit) == text
+
+
+@pytest.mark.parametrize(("text", "limit"), [
+    ("size <= 16.28927 MB", 16289270.0), ("p95 <= 10.2 ms", 0.0102), ("accuracy >= 85.43 %", 0.8543),
+    ("startup <= 12.3 ms", 0.0123), ("energy <= 0.7 mJ", 0.0007), ("size <= 1.1 GiB", 1.1 * 2**30),
+])  # fmt: skip
+def test_a_limit_is_the_number_that_was_typed(text: str, limit: float) -> None:
+    """And not what floats make of a product: a value that a report printed must keep the limit it was typed as."""
+    assert parse_budget(text).limit == limit
+
+
+@pytest.mark.parametrize("text", ["", "accuracy,", ",p95", "=2", "accuracy=1,"])
+def test_an_objective_without_a_name_is_said_to_be_one(text: str) -> None:
+    with pytest.raises(PlanError, match="a name is missing; expected metrics, as in 'accuracy,p95'"):
+        parse_objective(text)

@@ -199,3 +199,24 @@ def test_the_ratio_of_the_reference_to_itself_is_one(tmp_path: Path) -> None:
         found = large_selection(store, "here", Asked((), ("perplexity_ratio",), (), 0.95))
     assert found.chosen is not None
     assert found.chosen.entry.recipe == "int8-weights"
+
+
+def test_an_estimate_without_bounds_keeps_no_budget(tmp_path: Path) -> None:
+    with Store(tmp_path / "m.sqlite") as store:
+        for i in range(6):
+            bare = Metric("roofline", "1", 0.9, kind="estimated")
+            known = Metric("roofline", "1", 0.3, 0.2, 0.4, 0.95, kind="estimated")
+            metrics = (_metric("p95", 0.001 + i / 1e4, 1e-5), _metric("size", 1e7, None), known if i > 3 else bare)
+            store.add(Measurement(
+                f"c{i}", "fp32", f"sha256:{i}", Target("here", RunSettings()), "single-stream", "profile",
+                conditions=CONDITIONS, metrics=metrics, inputs_digest="i",
+            ))  # fmt: skip
+        found = large_selection(store, "here", Asked((parse_budget("roofline >= 10 %"),), ("p95",), (), 0.95))
+        none = large_selection(store, "here", Asked((parse_budget("roofline >= 50 %"),), ("p95",), (), 0.95))
+        with pytest.raises(StoreError, match="was measured by it"):
+            large_selection(store, "here", Asked((parse_budget("roofline >= 50 %"),), ("bleu",), (), 0.95))
+    assert found.chosen is not None
+    assert found.chosen.entry.candidate == "c4"
+    assert "as 1 other does" in found.sentence
+    assert none.chosen is None
+    assert "0 points of here keep every budget" in none.left_out

@@ -507,3 +507,33 @@ def test_the_yardstick_is_work_that_takes_time() -> None:
     found = read_yardstick()
     assert sorted(found) == ["copy", "product"]
     assert all(1_000 < ns < 1_000_000_000 for ns in found.values())
+
+
+def test_the_percentile_that_was_asked_for_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As MLPerf's mode asks for p90: that the second run lacks it stops a job, and the last line says so."""
+    for name, seed, p90 in (("a", 1, 0.01), ("b", 2, None)):
+        with _with_metrics(tmp_path / f"{name}0", seed, p50=0.008, p90=p90) as made, Store(tmp_path / name) as store:
+            for m in made.measurements():
+                asked = {**m.conditions, "settings": {"percentile": "p90"}}
+                store.add(replace(m, id=None, conditions=asked), made.samples(m.id or 0), made.outcomes(m.id or 0))
+    with Store(tmp_path / "a") as a, Store(tmp_path / "b") as b:
+        assert _one(compare_stores(a, b), "p90").lost
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--fail-on-regression"]) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "of them failed or missing in the second run alone, which counts as worse" in last
+
+
+def test_a_machine_with_other_memory_is_told_of_though_its_digest_is_the_same(tmp_path: Path) -> None:
+    small, large = ({**FINGERPRINT, "memory": gb * 10**9, "kernel": "6.1"} for gb in (2, 8))
+    with _run(tmp_path / "a", 1, fingerprint=small) as a, _run(tmp_path / "b", 2, fingerprint=large) as b:
+        found = compare_stores(a, b)
+    assert found.machines == ("memory: 2000000000, then 8000000000",)
+
+
+def test_the_tables_have_no_number_that_json_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = Metric("p95", "s", 0.01, 0.009, math.inf, 0.95, n=360)
+    with _run(tmp_path / "a", 1, measurement={"metrics": (metric,)}):
+        pass
+    for form in ("csv", "json"):
+        assert main(["measurements", "export", str(tmp_path / "a"), "--format", form]) == 0
+        assert "inf" not in capsys.readouterr().out.lower().replace('"info', "")

@@ -135,10 +135,10 @@ def test_an_onnx_file_is_measured(fp32_bundle: Path, tmp_path: Path, capsys: pyt
 
 
 def test_what_does_not_run_is_a_measurement_with_a_reason(tmp_path: Path) -> None:
-    """A table of 10 rows: ids up to 99 do not fit in it."""
+    """A table of one row: no made-up ids but 0 fit in it."""
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 64])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 64, 4])
-    table = numpy_helper.from_array(np.ones((10, 4), np.float32), "table")
+    table = numpy_helper.from_array(np.ones((1, 4), np.float32), "table")
     graph = helper.make_graph([helper.make_node("Gather", ["table", "ids"], ["out"])], "g", [ids], [out], [table])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     from edgewise.profile_inputs import _MADE_UP
@@ -153,7 +153,7 @@ def test_what_does_not_run_is_a_measurement_with_a_reason(tmp_path: Path) -> Non
             spec=MODES["quick"],
         )
     assert [m.status for m in found] == ["failed", "ok"]
-    assert "does not run on the numbers made up for it (ids are 0 to 99)" in found[0].reason
+    assert "does not run on the numbers made up for it (ids are 0 to 1)" in found[0].reason
     assert "Traceback" not in found[0].reason
 
 
@@ -251,3 +251,17 @@ def test_a_query_of_several_inputs_runs_the_graph_for_each(tmp_path: Path) -> No
     rates = [one.metric("throughput"), eight.metric("multistream_throughput")]
     assert all(x is not None and x.value for x in rates)
     assert rates[1].value < 3 * rates[0].value  # type: ignore[union-attr, operator]
+
+
+def test_a_small_vocabulary_gets_small_ids_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of 12 rows, as of a model of single letters, and numbers of a type that few graphs take."""
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 64])
+    odd = helper.make_tensor_value_info("odd", TensorProto.UINT16, ["batch"])
+    outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("out", "same")]
+    table = numpy_helper.from_array(np.ones((12, 4), np.float32), "table")
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["out"]), helper.make_node("Cast", ["odd"], ["same"], to=1)]
+    graph = helper.make_graph(nodes, "g", [ids, odd], outs, [table])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    quick = ["--mode", "quick", "--seconds", "0.02", "--store", str(tmp_path / "m.sqlite")]
+    assert main(["profile", str(tmp_path / "m.onnx"), *quick]) == 0
+    assert "0 to 9, since the graph refuses larger ones" in capsys.readouterr().out

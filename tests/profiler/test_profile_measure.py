@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,13 @@ from edgewise.profiler.hardware_report import hardware_report
 from edgewise.profiler.measure import Rounds, subject_of
 from edgewise.profiler.results import Calls, WorkerResult, read_result
 from edgewise.profiler.rounds import Series, calls_a_round, unsteady
-from edgewise.profiler.statistics import SAMPLE_NEEDED
 from edgewise.profiler.store import MeasurementKey
 from edgewise.profiler.transport import run_job
 from edgewise.profiler.vitals import Load
 from edgewise.runtime import load
 from edgewise.showing import show
 from edgewise.types import Device, Measurement, RunSettings, Target
-from edgewise.units import METRICS
+from edgewise.units import METRICS, SAMPLE_NEEDED
 
 SHORT = Rounds(percentile="p50", width=0.9, min_rounds=5, max_rounds=5, seconds=0.02)
 AT_32 = Target("here", RunSettings(max_length=32))
@@ -546,3 +546,68 @@ def test_it_stops_when_the_interval_is_narrow_enough(series: Any) -> None:
 def test_rounds_have_calls_enough_for_the_asked_percentile(percentile: str) -> None:
     for rule in (ProfileSpec(percentile=percentile), Rounds(percentile, min_rounds=7)):  # type: ignore[arg-type]
         assert rule.min_rounds * calls_a_round(rule, Arrival()) >= SAMPLE_NEEDED[percentile]
+
+
+def test_a_bundle_that_changes_while_it_is_measured_is_no_measurement(
+    subjects: list[Subject], review_rows: tuple[Row, ...], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the check before the first worker: hours may lie between them."""
+    from edgewise.profiler import accuracy
+
+    copy = tmp_path / "copy"
+    shutil.copytree(subjects[1].bundle.path, copy)
+    changed = Subject("changed", "int8-dynamic", read_bundle(copy))
+    shutil.copy(subjects[0].bundle.path / "onnx" / "model.onnx", copy / "onnx" / "model.onnx")
+    monkeypatch.setattr(accuracy, "check_subject", lambda subject: "")
+    bad, good = measure_accuracy([changed, subjects[0]], [AT_16], review_rows[:12], store=store)[:2]
+    assert (bad.status, good.status) == ("failed", "ok")
+    assert "model.onnx" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a[::-1], "answer 1 of the worker is to the row"),
+        (lambda a: a[1:], "the worker gave 5 answers to 6 rows"),
+        (lambda a: [replace(x, index=7) for x in a], "answer 1 of the worker is label 7 of 2 logits, where the bundle"),
+        (
+            lambda a: [replace(x, logits=x.logits[:1]) for x in a],
+            "is label . of 1 logits, where the bundle has 2 labels",
+        ),
+    ],
+)
+def test_answers_that_cannot_be_those_to_the_rows_fail_their_bundle_alone(
+    change: Callable[[Any], Any],
+    words: str,
+    subjects: list[Subject],
+    review_rows: tuple[Row, ...],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from edgewise.profiler import accuracy
+
+    def told(device: Device, job: Any, inputs: Any, **more: Any) -> WorkerResult:
+        result = run_job(device, job, inputs, **more)
+        wrong = job["content_digest"] == subjects[1].bundle.digest
+        return replace(result, answers=tuple(change(list(result.answers)))) if wrong else result
+
+    monkeypatch.setattr(accuracy, "run_job", told)
+    good, bad = measure_accuracy(subjects[:2], [AT_16], review_rows[:6], store=store)[:2]
+    assert (good.status, bad.status) == ("ok", "failed")
+    assert re.search(words, bad.reason)
+
+
+def test_generation_goes_on_until_both_of_its_times_are_known(series: Any) -> None:
+    s, like = series
+    s.arrival = Arrival("generation")
+    random, rule = np.random.default_rng(0), Rounds(percentile="p50", width=0.05)
+    first = [(1e6 * random.normal(1, 0.01, 30)).astype(int).tolist() for _ in range(5)]
+    for spread, enough in ((0.01, True), (0.6, False)):
+        later = [1e6 * random.lognormal(0, spread) for _ in first]  # of a token, by process
+        s.rounds = {}
+        for i, f in enumerate(first):
+            whole = [x + int(7 * later[i]) for x in f]
+            made = _result(whole, 0.0, like)
+            calls = replace(made.calls, first_ns=tuple(f), written=(8,) * len(f))
+            s.rounds[i] = replace(made, calls=calls)
+        assert s.enough(rule, 0.95) is enough

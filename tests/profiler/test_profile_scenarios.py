@@ -284,6 +284,36 @@ def test_an_option_of_another_scenario_is_not_passed_over(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--confidence", "2"], "--confidence is 2.0; expected at least 0.5 and below 1"),
+        (["--threads", "0"], "--threads is 0; expected whole numbers from 1 to 1,024"),
+        (["--threads", "100000"], "--threads is 100000; expected whole numbers from 1 to 1,024"),
+        (["--max-length", "1"], "--max-length is 1; expected at least 3 tokens"),
+        (["--scenario", "multi-stream", "--streams", "0"], "--streams is 0; expected a number above 0"),
+        (["--scenario", "sustained", "--minutes", "0"], "--minutes is 0.0; expected a number above 0"),
+        (["--scenario", "paced", "--every", "0 ms"], "--every is '0 ms'; expected a number above 0"),
+        (["--scenario", "paced", "--every", "0.0001 us"], "expected at least 1 µs"),
+        (["--scenario", ","], "--scenario ',': a name is missing"),
+        (["--scenario", "foo"], "unknown scenario 'foo'"),
+        (["--scenario", "server"], "scenario server needs rate"),
+        (["--rate", ""], "--rate is empty: give it a value, or leave it out"),
+        (["--slice", ""], "--slice is empty"),
+        (["--provider", "foo"], "unknown provider 'foo'"),
+        (["--python", "/nonexistent"], "does not start"),
+    ],
+)
+def test_a_mistake_names_its_option_and_leaves_no_store(
+    int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("text\na film\n")
+    given = ["--data", str(tmp_path / "rows.csv"), "--store", str(tmp_path / "m.sqlite")]
+    assert main(["profile", str(int8_bundle), *given, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
+
+
 @pytest.mark.slow
 def test_the_command_measures_scenarios(
     int8_bundle: Path, review_rows: tuple[Row, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -14,7 +14,6 @@ from edgewise.errors import EdgewiseError
 from edgewise.profiler.results import Calls, WorkerResult
 from edgewise.profiler.rounds import Rounds, Series
 from edgewise.profiler.statistics import (
-    SAMPLE_NEEDED,
     mean_bounds,
     percentile_bounds,
     percentile_metrics,
@@ -22,6 +21,7 @@ from edgewise.profiler.statistics import (
 )
 from edgewise.student import student_cdf, student_quantile
 from edgewise.types import Device, Target
+from edgewise.units import SAMPLE_NEEDED
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 200])

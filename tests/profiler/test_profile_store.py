@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sqlite3
 import struct
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 from edgewise.errors import StoreError
 from edgewise.profiler import entries
+from edgewise.profiler.joining import left_by_a_search
 from edgewise.profiler.store import Outcome, Sample, Store, key_of
 from edgewise.types import Measurement, Metric, RunSettings, Target
 
@@ -314,3 +317,55 @@ def test_light_reading_leaves_out_long_conditions_alone(store: Store) -> None:
     assert store.last() == second
     with pytest.raises(ValueError, match="only a SELECT"):
         store.query("DELETE FROM metrics")
+
+
+def test_a_failure_before_a_bundle_is_none_once_the_bundle_is_measured(store: Store) -> None:
+    store.add(Measurement("l6", "", None, None, "none", "export", "failed", "labels are missing"))
+    store.add(Measurement("l6", "int8-static", None, None, "none", "export", "failed", "no rows"))
+    store.add(TIMED)
+    assert [e.key for e in entries(store)][1:] == ["l6/int8-static"]  # another form is still failed
+
+
+def test_what_compares_knows_with_which_recipe(store: Store) -> None:
+    store.add(replace(TIMED, recipe="int8-static"))
+    store.add(replace(ANSWERED, recipe="int8-static"))
+    against = {**CONDITIONS, "settings": {"reference": "int8-dynamic"}}
+    number = store.add(replace(COMPARED, recipe="int8-static", conditions=against))
+    (entry,) = entries(store)
+    assert entry.reference == "int8-dynamic"
+    assert store.light([number])[0].conditions["settings"] == {"reference": "int8-dynamic"}
+
+
+def test_a_value_that_is_no_number_comes_back_as_unavailable(store: Store) -> None:
+    store.add(replace(TIMED, metrics=(replace(P95, value=math.nan),)))
+    (found,) = store.measurements()[0].metrics
+    assert (found.value, found.kind, found.why) == (None, "unavailable", "it is not a number")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can drop what root may")
+def test_a_store_that_cannot_be_written_is_read(store: Store) -> None:
+    store.add(TIMED)
+    store.close()
+    folder = store.path.parent
+    # Root as one of whom permissions are asked: without CAP_DAC_OVERRIDE, which a new program does not get back.
+    code = (
+        "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) == 0\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'edgewise', *sys.argv[1:]])"
+    )
+    store.path.chmod(0o444)
+    folder.chmod(0o555)
+    for command in (["measurements", "export", str(store.path)], ["select", str(store.path), "--objective", "p95"]):
+        run = [sys.executable, "-c", code, *command]
+        done = subprocess.run(run, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "l6" in done.stdout
+    assert [f.name for f in folder.iterdir()] == ["m.sqlite"]
+
+
+def test_what_a_search_left_is_counted(store: Store) -> None:
+    store.add(TIMED)
+    store.add(replace(TIMED, stage="look"))  # of a point that was measured in full
+    store.add(replace(TIMED, stage="look", target=ONE_THREAD))
+    store.add(replace(ANSWERED, candidate="l3", content_digest="sha256:3"))
+    store.add(replace(ANSWERED, target=ONE_THREAD))  # of a bundle that was timed
+    assert left_by_a_search(store.measurements(), entries(store)) == {"here": 2}

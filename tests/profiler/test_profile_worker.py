@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,50 @@ def test_folders_of_killed_runs_are_swept(monkeypatch: pytest.MonkeyPatch, tmp_p
         (tmp_path / f"edgewise-job-{pid}-x").mkdir()
     sweep_jobs()
     assert [p.name for p in tmp_path.iterdir()] == [f"edgewise-job-{os.getpid()}-x"]
+
+
+GOOD: tuple[dict[str, Any], ...] = (
+    {"event": "start", "protocol": 1, "pid": 5, "spawned_ns": None, "first_line_ns": 1},
+    {"event": "startup", "ns": {"total": 9, "interpreter": 1, "other": -1}},
+    {"event": "memory", "phase": "end", "rss": 5, "peak_rss": 6, "pss": None, "uss": None, "why": ""},
+    {"event": "load", "other_cpu": 0.1, "steal": 0.0, "seconds": 1.0, "why": "", "average": [0, 0, 0]},
+    {"event": "calls", "ns": [5], "inputs": [0], "tokens": [3], "truncated": [0], "span_ns": 5},
+    {"event": "answers", "items": [["a", 1, 0.5, [0.5, 1.0], 3, False, None]]},
+    {"event": "providers", "names": ["CPUExecutionProvider"]},
+    {"event": "fingerprint", "digest": "f"},
+    {"event": "placement", "nodes": {"CPUExecutionProvider": 3}, "why": ""},
+    {"event": "nodes", "calls": 2, "runs": 2, "graph_s": 0.1, "by_type": {"MatMul": 0.1}, "operations": {},
+     "runs_by_graph": [2]},
+    {"event": "peaks", "float32": 1e9, "int8": 1e9, "bytes": 1e9, "cache": None},
+    {"event": "yardstick", "ns": {"product": 5, "copy": 6}},
+    {"event": "end", "wall_s": 1.0},
+)  # fmt: skip
+
+
+def _written(path: Path, events: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(e) + "\n" for e in events))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("event", "key", "value"),
+    [
+        ("startup", "ns", {"total": -100}), ("startup", "ns", []), ("memory", "peak_rss", "many"),
+        ("memory", "rss", -1), ("load", "other_cpu", "lots"), ("load", "seconds", None), ("calls", "span_ns", 0),
+        ("calls", "tokens", [-3]), ("calls", "ns", [2**70]), ("calls", "ns", [1.5]), ("calls", "parallel", 0),
+        ("answers", "items", [["a", 1, math.nan, [0.5, 1.0], 3, False]]),
+        ("answers", "items", [["a", 1, 0.5, [math.inf, 1.0], 3, False]]),
+        ("answers", "items", [["a", 1, 0.5, [0.5], -3, False]]), ("answers", "items", [[7, 1, 0.5, [0.5], 3, False]]),
+        ("providers", "names", []), ("providers", "names", "cpu"), ("placement", "nodes", "all"),
+        ("placement", "nodes", {"CPUExecutionProvider": "3"}), ("nodes", "calls", 0), ("nodes", "graph_s", -1),
+        ("nodes", "by_type", []), ("peaks", "float32", 0), ("peaks", "bytes", "fast"), ("yardstick", "ns", {"copy": 0}),
+        ("end", "wall_s", math.nan),
+    ],
+)  # fmt: skip
+def test_json_that_no_worker_of_ours_writes_is_refused(tmp_path: Path, event: str, key: str, value: Any) -> None:
+    good = read_result(_written(tmp_path / "good.jsonl", GOOD))
+    assert good.calls is not None
+    assert good.answers[0].index == 1
+    bad = [{**e, key: value} if e["event"] == event else e for e in GOOD]
+    with pytest.raises(WorkerError, match="not of protocol 1"):
+        read_result(_written(tmp_path / "bad.jsonl", bad))

@@ -550,3 +550,23 @@ def test_few_calls_bound_no_high_percentile() -> None:
     assert found["p50"].low is None
     assert found["p50"].kind == "estimated"
     assert found["p95"].value == pytest.approx(0.0195)
+
+
+def test_a_percentile_that_no_call_lies_beyond_is_not_printed() -> None:
+    world = World(7, bundles=6)
+    points = world.start()
+
+    def act(step: Step) -> dict[str, Known] | None:
+        if step.kind == "measure":
+            return None
+        points.update(world.act(points, step))
+        return dict(points)
+
+    end = race(points, world.rules, act)
+    whole = with_unmeasured(world.choose([k.entry for k in end.points.values() if k.full]), end, world.rules, 2.0)
+    looked = [v.entry.metrics for v in whole.verdicts if v.entry.partial and "p99.9" in v.entry.metrics]
+    assert looked
+    for metrics in looked:
+        assert (metrics["p99.9"].value, metrics["p99.9"].kind) == (None, "unavailable")
+        assert metrics["p99.9"].why.endswith("its value takes 6,636")
+        assert metrics["p95"].kind == "estimated"

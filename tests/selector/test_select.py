@@ -332,3 +332,31 @@ def test_the_smallest_relaxation_moves_the_limits_the_least_in_all(make: Make) -
     assert single is not None
     assert single[0].entry.candidate == "d"
     assert [c.budget for c in single[1]] == [P95]
+
+
+def test_what_was_compared_with_another_recipe_keeps_no_budget(make: Make) -> None:
+    other = replace(
+        make(recipe="int8-static", accuracy_drop=(0.1, 0.1), agreement=(0.99, 0.001)), reference="int8-dynamic"
+    )
+    found = check(other, "accuracy_drop <= 0.5 points of fp32")
+    assert (found.met, found.value) == (False, None)
+    assert "it was measured against int8-dynamic, not against fp32" in found.words
+    assert check(other, "accuracy_drop <= 0.5 points of int8-dynamic").met
+    itself = replace(make(recipe="int8-dynamic", accuracy_drop=(2.0, 0.1)), reference="fp32")
+    assert check(itself, "accuracy_drop <= 0.5 points of int8-dynamic").value == 0
+    # As an objective it counts as it was measured, whatever it was measured against.
+    worse = replace(make("b", "int8-static", accuracy_drop=(0.9, 0.1)), reference="int8-dynamic")
+    assert select([worse, other], [], ["accuracy_drop"]).chosen is not None
+    assert select([worse, other], [], ["accuracy_drop"]).verdicts[0].entry is other
+
+
+def test_a_model_without_a_perplexity_has_no_ratio_of_it(make: Make) -> None:
+    assert not check(make(recipe="fp32", accuracy=0.8), "perplexity_ratio <= 1.02 of fp32").met
+    assert check(make(recipe="fp32", perplexity=12.0), "perplexity_ratio <= 1.02 of fp32").met
+
+
+def test_what_is_lacking_is_said_of_what_was_measured(make: Make) -> None:
+    none = make("a", p95=Metric("p95", "s", None, kind="unavailable", why="it failed"))
+    low = make("b", p95=Metric("p95", "s", 0.004, 0.003, 0.005, 0.95))
+    found = select([none, low], [parse_budget("p95 <= 10 ms")], ["p95"], confidence=0.99)
+    assert "holds at 95% only" in found.sentence

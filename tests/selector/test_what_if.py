@@ -193,3 +193,42 @@ def test_many_entries_with_a_budget_each_side_are_worked_out_fast_enough(make: M
     ]
     found = select(entries, [P95, parse_budget("size <= 50 MB")], ["accuracy", "p95"])
     assert {w.budget.metric for w in found.what_if} == {"p95", "size"}
+
+
+def test_what_is_chosen_on_every_device_is_the_one_for_all() -> None:
+    """Though one that ties with it there is better in the next objective: the choice has no loss, and nothing less."""
+    tied = [
+        on(device, name, accuracy=(accuracy, 0.012), p95=(p95, 0.0002))
+        for device in ("pi", "pc")
+        for name, accuracy, p95 in (("a", 0.85, 0.0100), ("b", 0.845, 0.0099))
+    ]
+    weighed = [
+        on(device, name, accuracy=(accuracy, 0.001), p95=(p95, 0.0001))
+        for device in ("pi", "pc")
+        for name, accuracy, p95 in (("a", 0.85, 0.0100), ("b", 0.83, 0.0098))
+    ]
+    for entries, weights in ((tied, ()), (weighed, (2.0, 1.0))):
+        selections = select_by_device(entries, [], ["accuracy", "p95"], weights=weights)
+        assert [s.chosen.entry.candidate for s in selections if s.chosen] == ["a", "a"]
+        joint = one_for_all(selections)
+        assert joint is not None
+        assert joint.chosen is not None
+        assert joint.chosen.name == "a/fp32"
+        assert joint.chosen.loss in ((0.0, 0.0), (0.0,))
+        if weights:
+            assert "tied" not in joint.bundles[1].places[0].words
+            assert joint.bundles[1].loss[0] > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_limit_of_bytes_that_differ_by_a_few_is_typed_as_it_is_printed(make: Make, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = 16289270 + random.integers(0, 40, 8).cumsum()
+    found = [make(f"c{i}", size=float(s), p95=0.01 - 0.001 * i) for i, s in enumerate(sizes)]
+    budget = parse_budget(f"size <= {(sizes[3] + 1) / 1e6} MB")
+    for step in select(found, [budget], ["p95"]).what_if:
+        if step.chosen is not None:
+            typed = parse_budget(step.words.removeprefix("with ").partition(":")[0])
+            chosen = select(found, [typed], ["p95"]).chosen
+            assert chosen is not None
+            assert chosen.entry.key == step.chosen
