@@ -14,6 +14,7 @@ from typing import Annotated, Literal, cast, get_args
 from edgewise.arrival import NUMBERS, arrivals_of, measured_by
 from edgewise.errors import PlanError, nearest, need_extra
 from edgewise.types import (
+    MOST_THREADS,
     TRAINED_TASKS,
     WRITING_TASKS,
     Budget,
@@ -101,7 +102,7 @@ class RunGrid(Struct, frozen=True, forbid_unknown_fields=True):
     """Run settings to try: every combination."""
 
     provider: tuple[str, ...] = ("cpu",)
-    threads: tuple[Whole, ...] = (1,)
+    threads: tuple[Annotated[int, Meta(ge=1, le=MOST_THREADS)], ...] = (1,)
     max_length: tuple[Annotated[int, Meta(ge=3)], ...] | None = None
     batch_size: tuple[Whole, ...] = (1,)
     provider_options: dict[str, str] = field(default_factory=dict)

@@ -102,6 +102,18 @@ def test_the_report_shows_every_point_and_its_reason(raced: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_choice_made_anew_says_what_the_search_left(raced: Path) -> None:
+    _, found = verdicts(raced)
+    looked = [v for v in found if v["entry"]["partial"] and not v["reason"].startswith("not run")]
+    assert looked
+    asked = [sys.executable, "-m", "edgewise", "select", "run", "--objective", "p50", "--json"]
+    done = subprocess.run(asked, cwd=raced, capture_output=True, text=True, check=True)
+    (told,) = json.loads(done.stdout)["devices"]
+    assert told["left_out"].startswith("A search left ")
+    assert "one of them may be better" in told["left_out"]
+
+
+@pytest.mark.slow
 def test_a_tiny_time_gives_an_answer_and_goes_on_later(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, tuned, review_splits, "", '{size: "<= 20 MB", accuracy: ">= 0.3"}')
     first = fit(plan, "--minutes", "0.001")
