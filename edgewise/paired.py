@@ -33,12 +33,16 @@ class Bounds:
     def as_metric(self, name: str, unit: str, level: float, scale: float = 1.0) -> Metric:
         """The metric that the store keeps; `scale` turns the sample's unit into `unit`."""
         low, high = (None if b is None else b * scale for b in (self.low, self.high))
+        if low is not None and unit in _NEVER_BELOW_0 and self.value >= 0:
+            low = max(0.0, low)
         has = low is not None or high is not None
         return Metric(
             name, unit, self.value * scale, low, high, level if has else None, self.method, self.n, "measured", self.why
         )
 
 
+_NEVER_BELOW_0 = ("s", "B", "1/s", "J")
+"""Units of what cannot be less than nothing."""
 LARGEST = 700.0
 """exp of more is too large for a number, or nearly."""
 

@@ -242,7 +242,7 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     _check_scenarios(plan, at)
     for budget in plan.budgets:
         at.guard(partial(unmeasured, plan), budget.metric, "budgets", budget.metric)
-    for i, name in enumerate(plan.objective if parsed.objective is not None else ()):
+    for i, name in enumerate(plan.objective):
         at.guard(partial(unmeasured, plan), name, "objective", name if plan.weights else i)
     _check_teachers(parsed, plan, at)
     check_data(plan, at)
@@ -251,11 +251,18 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     return plan
 
 
+_QUICK: Mapping[TimedScenario, str] = {
+    "generation": "token_throughput", "single-stream": "p95", "server": "server_p95", "paced": "paced_p95",
+    "multi-stream": "multistream_p95", "offline": "offline_throughput", "sustained": "sustained_throughput",
+}  # fmt: skip
+"""Scenario -> how fast it is, the first that a plan has."""
+
+
 def _objective(parsed: _PlanFile) -> tuple[str, ...]:
     """As given; else the first metric of the task, then how fast it is."""
     if parsed.objective is not None:
         return tuple(parsed.objective)
-    quick = "token_throughput" if parsed.task in WRITING_TASKS else "p95"
+    quick = next(_QUICK[s] for s in _QUICK if s in _profile(parsed).scenarios)
     if parsed.task not in TRAINED_TASKS:
         return (quick,)  # the task itself is what is wrong
     from edgewise.metrics import default_metrics
@@ -342,11 +349,13 @@ def unmeasured(plan: Plan, name: str) -> None:
         )
     if name != base and not plan.data.slices:
         raise PlanError(f"{name} is not measured without slices: name columns of the data by data: slices")
-    by = measured_by(name)
-    if by and not set(by) & set(plan.profile.scenarios):
+    by = [s for s in measured_by(name) if s != "generation" or plan.task in WRITING_TASKS]
+    if measured_by(name) and not set(by) & set(plan.profile.scenarios):
+        named = " or ".join(by or measured_by(name))
+        there = ", ".join(plan.profile.scenarios)
         raise PlanError(
-            f"{name} is measured by the scenario {' or '.join(by)}, which is not among those of the plan "
-            f"({', '.join(plan.profile.scenarios)}): add it to profile: scenarios"
+            f"{name} is measured by the scenario {named}, which is not among those of the plan ({there}): add it to "
+            "profile: scenarios"
         )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.bundle import MANIFEST
 from edgewise.errors import PlanError, StoreError
 from edgewise.files import write_json
 
@@ -63,10 +62,15 @@ class RunFolder:
         return self.path / ("chosen" if devices == 1 else f"chosen-{device}")
 
     def forget_chosen(self) -> None:
-        """Remove the chosen bundles of earlier runs, of whichever devices."""
-        for path in self.path.glob("chosen*"):
-            if path.name.removeprefix("chosen")[:1] in ("", "-") and (path / MANIFEST).is_file():
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove the chosen bundles of the run before, of whichever devices, as its selection names them."""
+        try:
+            told = json.loads(self.selection.read_text(encoding="utf-8"))["chosen"].values()
+            names = [Path(one["path"]).name for one in told]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return
+        for name in names:
+            if name == "chosen" or name.startswith("chosen-"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     def read_state(self) -> dict[str, Any]:
         """What an earlier run wrote at its end; {} when there was none."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgewise.errors import PlanError, UserError
+from edgewise.errors import PlanError
 from edgewise.progress import Reporter
 from edgewise.showing import show
 from edgewise.types import MOST_THREADS, SCENARIOS
 from edgewise.units import check_cores, parse_memory
 
 if TYPE_CHECKING:
-    from edgewise.profiler import Store
     from edgewise.profiler.rounds import RoundRule
     from edgewise.types import Device, Measurement, Target
 
@@ -81,7 +78,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 def run_profile(args: argparse.Namespace) -> int:
     from edgewise.profile_inputs import arrivals_asked, what_to_measure
-    from edgewise.profiler import profile
+    from edgewise.profiler import Store, profile
     from edgewise.types import to_dict
 
     devices = _devices(args)
@@ -91,7 +88,7 @@ def run_profile(args: argparse.Namespace) -> int:
     targets = _targets(args, [device.name for device in devices])
     if not 0.5 <= args.confidence < 1:
         raise PlanError(f"--confidence is {args.confidence}; expected at least 0.5 and below 1, such as 0.95")
-    with _store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
+    with Store(args.store) as store, say.step(f"profile {len(subjects)} {'bundles' if task else 'ONNX files'}"):
         before = store.last()
         found = profile(
             subjects,
@@ -116,24 +113,6 @@ def run_profile(args: argparse.Namespace) -> int:
             print(f"{again} of {len(found)} measurements stood in {args.store} already, and were not made again")
         print(f"stored in {args.store}; `edgewise select {args.store} --budget ...` chooses from it")
     return 4 if any(m.status == "failed" for m in found) else 0
-
-
-@contextmanager
-def _store(path: str) -> Iterator[Store]:
-    """The store; one that a user's mistake left empty is not left there."""
-    from edgewise.profiler import Store
-
-    new = not Path(path).exists()
-    try:
-        with Store(path) as store:
-            yield store
-    except UserError:
-        if new and Path(path).is_file():
-            with Store(path) as store:
-                empty = store.last() == 0
-            if empty:
-                Path(path).unlink()
-        raise
 
 
 def _rounds(args: argparse.Namespace) -> RoundRule:

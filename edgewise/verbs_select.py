@@ -116,6 +116,7 @@ def choose(store: Store, asked: Asked, machine: str | None = None, device: str |
     from edgewise.pairing import Pairing
     from edgewise.profiler import entries
     from edgewise.profiler.joining import left_by_a_search
+    from edgewise.profiler.machines import one_machine
     from edgewise.selector import select_by_device
     from edgewise.selector.unmeasured import with_left_by_a_search
 
@@ -131,7 +132,7 @@ def choose(store: Store, asked: Asked, machine: str | None = None, device: str |
         found, asked.budgets, asked.objective, confidence=asked.confidence, weights=asked.weights,
         paired=Pairing(store, targets, machine=machine),
     )  # fmt: skip
-    left = left_by_a_search(store.measurements(), found)
+    left = left_by_a_search(one_machine(store.measurements(), machine)[0], found)
     return tuple(with_left_by_a_search(s, left.get(s.device, 0)) for s in chosen)
 
 

@@ -29,6 +29,7 @@ from edgewise.profiler.plumbing import (
     cores,
     device_conditions,
     fingerprints,
+    hashing_s,
     held_to,
     job_inputs,
     job_run,
@@ -159,6 +160,10 @@ def _check_answers(answers: Sequence[Answer], rows: Sequence[str], subject: Subj
     for number, (answer, row) in enumerate(zip(answers, rows, strict=True), 1):
         if answer.row_id != row:
             raise WorkerError(f"answer {number} of the worker is to the row {answer.row_id!r}, not to {row!r}")
+        if subject.manifest.task == "image-classification" and answer.index < 0 and not answer.logits:
+            raise WorkerError(
+                f"this version does not judge images of {subject.manifest.problem_type}, their times alone"
+            )
         if kind_of_subject(subject) == "class" and not (0 <= answer.index < labels == len(answer.logits)):
             raise WorkerError(
                 f"answer {number} of the worker is label {answer.index} of {len(answer.logits)} logits, where the "
@@ -296,7 +301,7 @@ class _Run:
             "placement": self.stage != "look",
         }
         lines = job_inputs([self.rows[i] for i in wanted])
-        timeout_s = 120 + 0.5 * len(lines)
+        timeout_s = 120 + 0.5 * len(lines) + hashing_s(task.subject)
         if judged_without_labels(task.subject):  # each token costs a pass of the model: up to one a character
             timeout_s += sum(len(row.text) for row in self.rows) * max(0.01, task.subject.size / 1e10)
         result = run_job(task.device, job, lines, children=self.children, timeout_s=timeout_s, say=self.say)

@@ -432,7 +432,9 @@ def _variance(metric: Metric, m: Measurement) -> tuple[float, int] | None:
     count = int(_rounds(m).get("count") or 0)
     if metric.value is None or metric.high is None or metric.low is None or metric.level is None or count < 2:
         return None
-    half = (metric.high - metric.value) / metric.value  # the lower bound of a time may be cut at 0
+    # A lower bound that was cut at 0 is none: the upper one has the width.
+    width = 2 * (metric.high - metric.value) if metric.low == 0 else metric.high - metric.low
+    half = width / 2 / metric.value
     if not math.isfinite(half):
         return None
     return (half / student_quantile(metric.level, count - 1)) ** 2, count - 1

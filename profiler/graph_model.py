@@ -47,7 +47,7 @@ class GraphModel:
         self._session = open_graph(file, run, SessionOptions(**recorded))
         self.providers = tuple(self._session.get_providers())
         opened = time.perf_counter_ns()
-        self._np, self._inputs, self._ran = np, graph["inputs"], False
+        self._np, self._inputs, self._ran, self._refused = np, graph["inputs"], False, ""
         self._feed(IDS[0])
         self.phases = {"imports": imported - start, "load": hashed - imported, "session": opened - hashed}
 
@@ -61,13 +61,14 @@ class GraphModel:
             for _ in batch:
                 self._session.run(None, self._feeds)
         except Exception as error:  # onnxruntime raises a class of its own for each status
+            self._refused = self._refused or " ".join(str(error).split())
             smaller = [ids for ids in IDS if ids < self.ids]
             if not self._ran and smaller and any(_is_id(i) for i in self._inputs):
                 self._feed(smaller[0])
                 return self.predict(batch)
-            why = " ".join(str(error).split())
+            tried = "" if self.ids == IDS[0] else f", nor with ids of 0 to {self.ids - 1}"
             raise InputError(
-                f"{self._file} does not run on the numbers made up for it (ids are 0 to {self.ids - 1}): {why}; "
+                f"{self._file} does not run on the numbers made up for it (ids are 0 to 99){tried}: {self._refused}; "
                 "--shape says other shapes"
             ) from error
         self._ran = True

@@ -105,8 +105,15 @@ def left_by_a_search(measured: Iterable[Measurement], found: Iterable[Entry]) ->
     there = {e.key for e in found}
     bundles = {(e.candidate, e.recipe, e.target.device) for e in found if e.target is not None}
     points: dict[str, dict[str, None]] = {}
+    measured = list(measured)
+    searched = {m.target.device for m in measured if m.target is not None and m.stage == "look"}
     for m in measured:
-        if m.target is None or m.status != "ok" or not (m.stage == "look" or m.scenario == "accuracy"):
+        if (
+            m.target is None
+            or m.target.device not in searched
+            or m.status != "ok"
+            or not (m.stage == "look" or m.scenario == "accuracy")
+        ):
             continue
         # Answers are of no number of threads: they count where no look at the bundle does.
         key = Entry(m.candidate, m.recipe, m.content_digest, m.target).key

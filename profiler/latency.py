@@ -27,6 +27,7 @@ from edgewise.profiler.plumbing import (
     check_subject,
     device_conditions,
     fingerprints,
+    hashing_s,
     held_to,
     job_inputs,
     job_run,
@@ -296,7 +297,7 @@ class _Run:
             "placement": first,
             "peaks": first and s.target.run.provider == "cpu" and _peaks_key(s) not in self.peaks,
         }
-        timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"]))
+        timeout_s = 120 + 20 * max(self.rule.seconds, s.arrival.seconds(job["min_calls"])) + hashing_s(s.subject)
         return run_job(
             s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep, say=self.say
         )

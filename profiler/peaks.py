@@ -66,4 +66,4 @@ def last_cache(root: Path = ROOT) -> int | None:
         number, unit = text[:-1], text[-1:]
         if number.isdigit() and unit in _UNITS:
             sizes.append(int(number) * _UNITS[unit])
-    return max(sizes, default=None)
+    return max(sizes, default=0) or None

@@ -58,6 +58,11 @@ class Subject:
         return self.bundle.manifest
 
 
+def hashing_s(subject: Subject) -> float:
+    """Seconds that a worker may take to read and hash the files twice, from a slow card: 10 MB/s."""
+    return 2 * subject.size / 1e7
+
+
 Wanted = Callable[[Subject, Target], bool]
 """Whether a subject is measured on a target."""
 

@@ -228,11 +228,11 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _answer(row: Any, index: Any, score: Any, logits: Any, tokens: Any, cut: Any, given: Any = None) -> Answer:
-    numbers = tuple(_number("a logit", x, -math.inf) for x in logits)
-    if not isinstance(row, str) or None in (score, *numbers) or -math.inf in numbers:
+    numbers = tuple(map(float, logits))  # a head may rule a label out with minus infinity
+    if not isinstance(row, str) or score is None or any(math.isnan(x) or x == math.inf for x in numbers):
         raise ValueError(f"the answer to {row!r} has the score {score!r} and the logits {logits!r}")
     _number("a score", score, -math.inf)
-    return Answer(row, _count("an answer", index, -1), float(score), tuple(map(float, numbers)),
+    return Answer(row, _count("an answer", index, -1), float(score), numbers,
                   _count("tokens", tokens), bool(cut), given)  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def _peaks(data: Any) -> Mapping[str, Any] | None:
     if data is None:
         return None
     for name, value in _mapping("peaks", data).items():
-        if _number(name, value) == 0:
+        if _number(name, value) == 0 and name != "cache":
             raise ValueError(f"the peak {name} is 0")
     return _mapping("peaks", data)
 
@@ -270,7 +270,9 @@ def _peaks(data: Any) -> Mapping[str, Any] | None:
 def _load(data: Mapping[str, Any] | None) -> Load | None:
     if data is None:
         return None
-    other, steal = _number("other_cpu", data["other_cpu"]), _number("steal", data["steal"])
+    # Counters of a virtual machine may go back: that is no result.
+    other, steal = (_number(k, data[k], -math.inf) for k in ("other_cpu", "steal"))
+    other, steal = (None if x is None else max(0.0, x) for x in (other, steal))
     return Load(other, steal, float(_number("seconds", data["seconds"])), str(data["why"]))
 
 

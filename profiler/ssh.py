@@ -213,10 +213,10 @@ async def _hello(there: There, connection: Connection) -> Facts:
     return Facts(found["root"], found["python"], found["version"])
 
 
-_GUARD = f"""
-  for file in "$root"/* "$root"/.[!.]*; do
+_GUARD = """
+  for file in "$root"/* "$root"/.[!.]* "$root"/..?*; do
     [ -e "$file" ] || [ -L "$file" ] || continue
-    [ -e "$root/{remote.OWN}" ] || say foreign "its folder is not empty, and not edgewise's own"
+    ours || say foreign "its folder is not empty, and not edgewise's own"
   done
 """
 
@@ -233,11 +233,18 @@ umask 077
 home() {{ case $1 in "~/"*) printf '%s' "$HOME/${{1#"~/"}}" ;; *) printf '%s' "$1" ;; esac; }}
 say() {{ printf '\\n%s{{"error": "%s", "message": "%s"}}\\n' '{remote.MARK}' "$1" "$2"; exit 1; }}
 root=$(home {shlex.quote(there.root)})
+own=$root/{remote.OWN}
+ours() {{
+  [ -f "$own" ] && [ ! -L "$own" ] && [ ! -s "$own" ] && return
+  for left in "$root"/remote-????????????????.py; do [ -f "$left" ] && return; done
+  return 1
+}}
 for python in {pythons}; do
   python=$(home "$python")
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
   mkdir -p "$root" || say files "its folder cannot be made"
-{"" if there.device.folder is None else _GUARD}  : > "$root/{remote.OWN}" || say files "nothing can be written there"
+{"" if there.device.folder is None else _GUARD}  # In a shell of its own: a redirection that fails ends its shell.
+  [ -e "$own" ] || (: > "$own") 2>/dev/null || say files "nothing can be written there"
   script=$root/{script_name()}
   if [ ! -s "$script" ]; then
     head -c {size} > "$script.$$" && [ "$(wc -c < "$script.$$")" -eq {size} ] && mv "$script.$$" "$script" ||

@@ -203,8 +203,7 @@ class Store:
             metrics.setdefault(number, []).append(Metric(*values))
         rows = self._all(
             "SELECT m.id, m.candidate, m.recipe, m.content_digest, m.target, m.scenario, m.stage, m.status, m.reason, "
-            "m.inputs_digest, s.fingerprint_digest, CASE WHEN m.scenario = 'comparison' AND json_valid(m.conditions) "
-            "THEN json_extract(m.conditions, '$.settings.reference') END "
+            "m.inputs_digest, s.fingerprint_digest, CASE WHEN m.scenario = 'comparison' THEN m.conditions END "
             "FROM measurements m JOIN summary s ON s.measurement_id = m.id "
             "WHERE m.id IN (SELECT value FROM json_each(?)) ORDER BY m.id",
             chosen,
@@ -221,11 +220,11 @@ class Store:
                     status,
                     why,
                     inputs,
-                    {"fingerprint_digest": fingerprint} | ({"settings": {"reference": against}} if against else {}),
+                    {"fingerprint_digest": fingerprint} | _reference_of(compared),
                     tuple(metrics.get(number, ())),
                     number,
                 )
-                for number, *own, inputs, fingerprint, against in rows
+                for number, *own, inputs, fingerprint, compared in rows
                 for candidate, recipe, digest, target, scenario, stage, status, why in (own,)
             ]
 
@@ -382,6 +381,12 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "make it and its folder writable, or name another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged: restore a copy, or move it away and measure again",
 }
+
+
+def _reference_of(conditions: str | None) -> dict[str, Any]:
+    """Of a comparison's conditions the recipe that it is with, where they have it."""
+    settings = {} if conditions is None else json.loads(conditions).get("settings") or {}
+    return {"settings": {"reference": settings["reference"]}} if "reference" in settings else {}
 
 
 def _writable(path: Path) -> bool:

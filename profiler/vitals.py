@@ -114,4 +114,4 @@ def load_since(start: tuple[float, LoadMark | None], root: Path = ROOT) -> Load:
     if total <= 0:
         return Load(None, None, seconds, "too short for the kernel's counters")
     other = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
-    return Load(min(1.0, max(0.0, other / total)), (after.steal_s - before.steal_s) / total, seconds)
+    return Load(min(1.0, max(0.0, other / total)), max(0.0, (after.steal_s - before.steal_s) / total), seconds)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from edgewise.errors import PlanError
-from edgewise.plan import Plan, read_plan
+from edgewise.plan import Plan, check_metrics, read_plan
 from edgewise.rundir import RunFolder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "movie-reviews.yaml"
@@ -301,10 +302,29 @@ def test_a_metric_that_the_plan_does_not_measure_is_refused_with_its_place(
 
 
 def test_chosen_bundles_of_an_earlier_plan_are_removed(tmp_path: Path) -> None:
-    """Of devices that the plan no longer has, too; what only begins with the word stays."""
-    for name in ("chosen", "chosen-pi", "chosen-by-me"):
+    """Of devices that the plan no longer has, too; a copy that somebody made stays."""
+    folder = RunFolder(tmp_path)
+    folder.forget_chosen()  # of none
+    for name in ("chosen-pi", "chosen-pc", "chosen-backup"):
         (tmp_path / name).mkdir()
-    for name in ("chosen", "chosen-pi"):
-        (tmp_path / name / "edgewise.json").write_text("{}")
-    RunFolder(tmp_path).forget_chosen()
-    assert [p.name for p in tmp_path.iterdir()] == ["chosen-by-me"]
+    told = {name: {"path": f"runs/x/chosen-{name}", "content_digest": "sha256:c"} for name in ("pi", "pc")}
+    folder.selection.write_text(json.dumps({"chosen": told}))
+    folder.forget_chosen()
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["chosen-backup"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "quick"),
+    [("{scenarios: [server], rate: 20}", "server_p95"), ("{scenarios: [offline]}", "offline_throughput"), ("{}", "p95"),
+     ("{scenarios: [offline, single-stream]}", "p95")],
+)  # fmt: skip
+def test_without_an_objective_it_is_one_that_the_scenarios_measure(tmp_path: Path, profile: str, quick: str) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "version: 1\ntask: text-classification\ndata: {path: rows.csv, text: text, label: label}\n"
+        f"candidates: [{{name: a, from: some/model}}]\nrecipes: [fp32]\nprofile: {profile}\n"
+    )
+    found = read_plan(plan)
+    assert found.objective == ("accuracy", quick)
+    check_metrics(found)

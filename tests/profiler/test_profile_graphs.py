@@ -153,7 +153,7 @@ def test_what_does_not_run_is_a_measurement_with_a_reason(tmp_path: Path) -> Non
             spec=MODES["quick"],
         )
     assert [m.status for m in found] == ["failed", "ok"]
-    assert "does not run on the numbers made up for it (ids are 0 to 1)" in found[0].reason
+    assert "does not run on the numbers made up for it (ids are 0 to 99), nor with ids of 0 to 1: " in found[0].reason
     assert "Traceback" not in found[0].reason
 
 

@@ -301,7 +301,6 @@ def test_an_option_of_another_scenario_is_not_passed_over(
         (["--rate", ""], "--rate is empty: give it a value, or leave it out"),
         (["--slice", ""], "--slice is empty"),
         (["--provider", "foo"], "unknown provider 'foo'"),
-        (["--python", "/nonexistent"], "does not start"),
     ],
 )
 def test_a_mistake_names_its_option_and_leaves_no_store(

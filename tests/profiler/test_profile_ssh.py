@@ -521,6 +521,42 @@ def test_a_folder_that_is_not_ours_is_left_as_it_is(
     assert sorted(p.name for p in home.iterdir()) == ["bundles", "edgewise-notes", "jobs", "venv-project"]
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: (root / "remote-0123456789abcdef.py").touch(), None),  # of a version without the mark
+        (lambda root: (root / ".edgewise").mkdir(), "not empty, and not edgewise's own"),
+        (lambda root: (root / ".edgewise").write_text("mine"), "not empty, and not edgewise's own"),
+        (lambda root: (root / ".edgewise").symlink_to(root.parent / "mine.txt"), "not empty, and not edgewise's own"),
+        (lambda root: (root / "..mine").touch(), "not empty, and not edgewise's own"),
+    ],
+)
+def test_only_a_mark_of_ours_makes_a_folder_ours(
+    board: Board, tmp_path: Path, make: Callable[[Path], Any], words: str | None
+) -> None:
+    root = tmp_path / "folder"
+    root.mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    make(root)
+    if words is None:
+        run_job(board.device("pi", folder=str(root)), DESCRIBE, [])
+    else:
+        with pytest.raises(UserError, match=words):
+            run_job(board.device("pi", folder=str(root)), DESCRIBE, [])
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="a folder that not even root can write")
+def test_a_folder_that_cannot_be_written_is_one_clear_error(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgewise.profiler import ssh
+
+    monkeypatch.setattr(ssh, "_GUARD", "")  # it is not empty either
+    with pytest.raises(
+        UserError, match=r"nothing can be written there.*give this user the right to write in /sys/kernel"
+    ):
+        run_job(board.device("pi", folder="/sys/kernel"), DESCRIBE, [])
+
+
 def test_what_somebody_put_into_our_folder_stays(
     board: Board, inventory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

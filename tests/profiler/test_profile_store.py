@@ -369,3 +369,5 @@ def test_what_a_search_left_is_counted(store: Store) -> None:
     store.add(replace(ANSWERED, candidate="l3", content_digest="sha256:3"))
     store.add(replace(ANSWERED, target=ONE_THREAD))  # of a bundle that was timed
     assert left_by_a_search(store.measurements(), entries(store)) == {"here": 2}
+    timed = [m for m in store.measurements() if m.stage != "look"]
+    assert left_by_a_search(timed, []) == {}  # no search: what was begun and not timed is another thing

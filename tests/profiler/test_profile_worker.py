@@ -321,6 +321,12 @@ def test_json_that_no_worker_of_ours_writes_is_refused(tmp_path: Path, event: st
     good = read_result(_written(tmp_path / "good.jsonl", GOOD))
     assert good.calls is not None
     assert good.answers[0].index == 1
+    odd = [{**e, "steal": -0.01} if e["event"] == "load" else e for e in GOOD]
+    odd = [{**e, "cache": 0} if e["event"] == "peaks" else e for e in odd]
+    odd = [{**e, "items": [["a", 1, 0.5, [-math.inf, 1e20], 0, False]]} if e["event"] == "answers" else e for e in odd]
+    told = read_result(_written(tmp_path / "odd.jsonl", odd))
+    assert told.load is not None
+    assert (told.load.steal, told.answers[0].n_tokens) == (0.0, 0)
     bad = [{**e, key: value} if e["event"] == event else e for e in GOOD]
     with pytest.raises(WorkerError, match="not of protocol 1"):
         read_result(_written(tmp_path / "bad.jsonl", bad))
