@@ -262,8 +262,7 @@ def _mean(windows: Sequence[Mapping[str, Any]], name: str, unit: str) -> str:
 
 def _phases(found: Sequence[Measurement], who: Who) -> list[str]:
     """Memory at the ends of phases: the median over processes."""
-    names = {"first": "after the first answer", "end": "after the last call"}
-    kinds = ("rss", "pss", "uss")
+    names, kinds = _PHASES, tuple(_KINDS)
     rows = []
     for m in found:
         memory = m.conditions.get("memory") or {}
@@ -363,12 +362,19 @@ def _failed(found: Sequence[Measurement], places: _Places) -> list[str]:
     return ["## What failed", "", *_table(("bundle", "run", "why"), [(*places.who_did(m), m.reason) for m in found])]
 
 
+_KINDS = {
+    "rss": "Resident memory of the process at that moment.",
+    "pss": "Proportional memory at that moment: a page that several processes share counts in part.",
+    "uss": "Memory at that moment that ending the process would free.",
+}
+"""Of memory at the end of a phase."""
+_PHASES = {"first": "after the first answer", "end": "after the last call"}
 _PARTS = {
-    "embeddings": "weights of the graph that are looked up by an id, one row a word or position.",
-    "other weights": "all other weights of the graph.",
-    "structure": "what is left of the ONNX files: nodes, names and shapes.",
-    "other files": "all other files of the bundle: tokenizer, configs and manifest.",
-    "graph": "the ONNX file, and the external data that belongs to it.",
+    "embeddings": "On disk: weights of which an id takes one row, that of a word or a position.",
+    "other weights": "On disk: all other weights of the graph.",
+    "structure": "On disk: what is left of the ONNX files, their nodes, names and shapes.",
+    "other files": "On disk: all other files of the bundle, tokenizer, configs and manifest.",
+    "graph": "On disk: the ONNX file, and the external data that belongs to it.",
 }
 """Part of a bundle's bytes -> what it is."""
 
@@ -380,12 +386,9 @@ def _meaning(found: Sequence[Measurement]) -> list[str]:
         return []
     lines = [f"- **{name.replace('_', ' ')}**: {METRICS[name].about}" for name in METRICS if name in there]
     if any(m.conditions.get("memory") for m in found):
-        lines.append(
-            "- **RSS, PSS and USS after the first answer, after the last call**: resident memory of the process at "
-            "that moment; PSS counts a page that several processes share in part, USS counts only what is its own."
-        )
+        lines += [f"- **{kind.upper()} {when}**: {_KINDS[kind]}" for when in _PHASES.values() for kind in _KINDS]
     parts = dict.fromkeys(p for m in found for p in m.conditions.get("disk") or {})
-    lines += [f"- **{part}** (on disk): {_PARTS[part]}" for part in parts if part in _PARTS]
+    lines += [f"- **{part}**: {_PARTS[part]}" for part in parts if part in _PARTS]
     return ["## What the numbers mean", "", *lines]
 
 
