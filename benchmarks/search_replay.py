@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgewise.pairing import Pairing
+from edgewise.plan import ProfileSpec
 from edgewise.profiler import Store, entries
 from edgewise.profiler.joining import answer_settings
 from edgewise.profiler.statistics import mean_bounds
 from edgewise.search import PART_FROM, rules_of
-from edgewise.search_steps import SECONDS
+from edgewise.search_steps import look_seconds
 from edgewise.selector import check_budgets, select
 from edgewise.selector.contest import set_up
 from edgewise.selector.known import Known, Rules, with_bounds
@@ -316,7 +317,7 @@ def _length(point: Point) -> int:
 
 def _beginning(times: Any) -> Any:
     """The calls of a process that a look would have made."""
-    count = int(np.searchsorted(np.cumsum(times), SECONDS) + 1)
+    count = int(np.searchsorted(np.cumsum(times), look_seconds(ProfileSpec())) + 1)
     return times[: max(FEWEST, count)]
 
 

@@ -86,11 +86,11 @@ def _confirming(plan: Plan, splits: Splits, flops: float, bundles: int, rate: fl
 def _searching(plan: Plan, lengths: int, answers: float | None, minutes: float | None) -> list[Estimate]:
     """What a search may take at most in its cheap steps, and for a few contenders; which these are is seen then."""
     from edgewise.search import PROPOSED
-    from edgewise.search_steps import SECONDS
+    from edgewise.search_steps import look_seconds
 
     seen = min(plan.points, PROPOSED) if plan.search == "optuna" else plan.points
     bundles = plan.points // max(1, len(plan.targets))
-    looks = seen * (_START_SECONDS + SECONDS)
+    looks = seen * (_START_SECONDS + look_seconds(plan.profile))
     full = _CONTENDERS * plan.profile.min_rounds * (_START_SECONDS + plan.profile.seconds)
     within = None if minutes is None else 60 * minutes
     cheap = looks if answers is None else looks + answers

@@ -14,13 +14,19 @@ from edgewise.units import RELATIVE
 
 if TYPE_CHECKING:
     from edgewise.data import Splits
-    from edgewise.plan import Plan
+    from edgewise.plan import Plan, ProfileSpec
     from edgewise.profiler import Store, Subject
     from edgewise.selector.known import Known, Rules
     from edgewise.selector.race import Step
 
-SECONDS = 0.2
-"""Timed calls of a look."""
+_MOST_SECONDS = 0.5
+"""Timed calls of a look, at most."""
+
+
+def look_seconds(profile: ProfileSpec) -> float:
+    """Timed calls of a look: half of a full process's. Starting it costs as much again, and the bound of a percentile
+    is the closer the more calls lie beyond it."""
+    return min(_MOST_SECONDS, profile.seconds / 2)
 
 
 @dataclass
@@ -76,7 +82,7 @@ class Steps:
             so_far = len(points[key].times)
             groups.setdefault((so_far, step.processes(key, so_far)), []).append(key)
         for (so_far, rounds), keys in groups.items():
-            spec = Rounds("p50", min_rounds=rounds, max_rounds=rounds, seconds=SECONDS)
+            spec = Rounds("p50", min_rounds=rounds, max_rounds=rounds, seconds=look_seconds(self.plan.profile))
             # Another seed: other rows, and another measurement than the look before.
             more = {"spec": spec, "level": self.rules.level, "seed": so_far}
             news |= self._timed(points, keys, stage="look", **more)

@@ -91,7 +91,7 @@ def both_means(one: Metric | None, other: Metric, level: float) -> Metric:
     between = one.n * (one.value - mean) ** 2 + other.n * (other.value - mean) ** 2
     squares = between + (_squares(one) or 0.0) + (_squares(other) or 0.0)
     half = student_quantile(level, n - 1) * math.sqrt(squares / (n - 1) / n)
-    return replace(other, value=mean, low=mean - half, high=mean + half, level=level, n=n, why="")
+    return replace(other, value=mean, low=max(0.0, mean - half), high=mean + half, level=level, n=n, why="")
 
 
 def _squares(m: Metric) -> float | None:
