@@ -4,10 +4,10 @@ The space: three fine-tuned models (MiniLM with 6, 3 and 2 layers, movie reviews
 three lengths, 72 points. `--run first` and `--run second` measure all of it, each for itself, as `search: all` does by
 its defaults: five to ten fresh processes of a second a point, until the interval of p95 is within 5%, and all val rows.
 `--replay` lets the search decide on what the first run recorded: a look is the beginning of a recorded process, a
-measurement is all of its processes. The second run is the truth: for each of 20 sets of budgets, is
-the search's choice the same, or one that is tied with its own there (as the rule of the choice has it; and beside it,
-whether the second run could tell them apart were all points compared at once)? Where it differs its regret is
-printed, beside that of the whole first run, which sees the same noise.
+measurement is all of its processes. The second run is the truth: for each of 20 sets of budgets, is the search's choice
+the same, or one that is tied with its own there (as the rule of the choice has it; and beside it, whether the second
+run could tell them apart were all points compared at once)? Where it differs its regret is printed, beside that of the
+whole first run, which sees the same noise.
 
 Cost is the seconds of worker processes from start to end, answers divided by the cores that share them, and a process
 that describes the machine. What training and export cost is in neither.
@@ -15,7 +15,7 @@ that describes the machine. What training and export cost is in neither.
     python benchmarks/search.py --make           (tunes and exports what is measured here; about 5 minutes)
     python benchmarks/search.py --run first      (about 20 minutes; stopped, it goes on where it was)
     python benchmarks/search.py --run second     (as long; better an hour later)
-    python benchmarks/search.py --replay         (seconds; writes benchmarks/results/search.json)
+    python benchmarks/search.py --replay         (two minutes; writes benchmarks/results/search.json)
 
 Needs an otherwise idle machine. --small: two bundles and short rounds, to try the script itself.
 """

@@ -29,8 +29,6 @@ NUMBERS: Mapping[str, TimedScenario] = {
     "streams": "multi-stream", "rate": "server", "every": "paced", "minutes": "sustained", "new_tokens": "generation",
 }  # fmt: skip
 """The numbers that a scenario takes, and which one it is."""
-
-
 _LEAST_EVERY_S = 1e-6
 """Clocks tell no less apart."""
 
@@ -121,10 +119,16 @@ class Arrival:
         return self.name + more.get(self.name, "")
 
 
+def prefix_of(scenario: str) -> str:
+    """'server_', before the names of a scenario's metrics; '' for single-stream and generation."""
+    return "" if scenario in ("single-stream", "generation") else f"{scenario.replace('-', '')}_"
+
+
 _FIRST_WORDS: Mapping[str, TimedScenario] = {
-    "server": "server", "paced": "paced", "multistream": "multi-stream", "offline": "offline", "sustained": "sustained",
+    **{prefix_of(name)[:-1]: name for name in SCENARIOS if prefix_of(name)},
     "ttft": "generation", "tpot": "generation", "token": "generation",
 }  # fmt: skip
+"""Of a metric's name, up to its first underscore -> the scenario."""
 _OF_CALLS = (*PERCENTILES, "latency_mean", "throughput")
 
 
@@ -135,11 +139,6 @@ def measured_by(metric: str) -> tuple[TimedScenario, ...]:
     if (scenario := _FIRST_WORDS.get(metric.partition("_")[0])) is not None:
         return (scenario,)
     return ("single-stream",) if metric in _OF_CALLS else ("single-stream", "generation")
-
-
-def prefix_of(scenario: str) -> str:
-    """'server_', before the names of a scenario's metrics; '' for single-stream and generation."""
-    return "" if scenario in ("single-stream", "generation") else f"{scenario.replace('-', '')}_"
 
 
 class ScenarioSpec(Protocol):

@@ -361,7 +361,7 @@ class _Fit:
         self.folder.forget_chosen()  # of an earlier plan: they must not outlive their selection
         for selection in selections:
             path = self.folder.chosen(selection.device, len(selections))
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # of a run that was killed before its selection stood there
             if selection.chosen is not None and selection.chosen.entry.content_digest is not None:
                 bundle = by_digest[selection.chosen.entry.content_digest]
                 write_chosen(bundle, selection, path, machine=machines.get(selection.device), data=data)

@@ -241,9 +241,9 @@ def _checked(file: Path, parsed: _PlanFile, at: Places) -> Plan:
     _check_task(plan, at)
     _check_scenarios(plan, at)
     for budget in plan.budgets:
-        at.guard(partial(unmeasured, plan), budget.metric, "budgets", budget.metric)
+        at.guard(partial(check_measured, plan), budget.metric, "budgets", budget.metric)
     for i, name in enumerate(plan.objective):
-        at.guard(partial(unmeasured, plan), name, "objective", name if plan.weights else i)
+        at.guard(partial(check_measured, plan), name, "objective", name if plan.weights else i)
     _check_teachers(parsed, plan, at)
     check_data(plan, at)
     _check_sources(parsed, plan, at)
@@ -325,10 +325,10 @@ def _check_scenarios(plan: Plan, at: Places) -> None:
 def check_metrics(plan: Plan) -> None:
     """Raise PlanError for an objective or a budget that a plan which no file had does not measure."""
     for name in (*plan.objective, *(b.metric for b in plan.budgets)):
-        unmeasured(plan, name)
+        check_measured(plan, name)
 
 
-def unmeasured(plan: Plan, name: str) -> None:
+def check_measured(plan: Plan, name: str) -> None:
     """Raise PlanError for a metric that is not measured of the plan's task, or not by its scenarios and slices."""
     from edgewise.metric_inputs import kind_of
     from edgewise.metrics import default_metrics
@@ -455,7 +455,7 @@ def _expand_seeds(candidates: tuple[CandidateSpec, ...], at: Places) -> tuple[Ca
 
 
 def _devices(file: Path, specs: tuple[DeviceSpec, ...], at: Places) -> tuple[Device, ...]:
-    """As the plan has them; one that has a name alone is that of devices.yaml beside the plan, where it is there."""
+    """As the plan has them, and as a devices.yaml beside the plan has those that it knows."""
     known = {d.name: d for d in inventory_at(None, file.parent)}
     return tuple(_device(spec, known, at, "devices", i) for i, spec in enumerate(specs))
 

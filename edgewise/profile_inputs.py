@@ -29,8 +29,11 @@ _ANSWERS: dict[str, tuple[Task, ...]] = {
 """Option that names the column with what is right -> the tasks that have it."""
 _UNITS = {"rate": "1/s", "every": "s"}
 """Of the numbers of scenarios that are typed with one."""
-_COLUMNS = {"text": "text", "tokens": "tokens", "image": "image"}
-"""Option -> what it is unless given."""
+_OF_BUNDLES = {
+    **dict.fromkeys(("data", "label", "tags", "target", "text_pair", "max_length", "rows", "slice")),
+    "text": "text", "tokens": "tokens", "image": "image",
+}  # fmt: skip
+"""Option that is for bundles alone -> what it is unless given."""
 _MADE_UP = Row(text="numbers made up for the graph's inputs")
 
 
@@ -71,12 +74,9 @@ def _graphs(args: argparse.Namespace, paths: Sequence[str]) -> list[Subject]:
     from edgewise.profiler import Subject
     from edgewise.profiler.graphs import input_names, parse_shapes, read_graph
 
-    for option in ("data", "label", "tags", "target", "text_pair", "max_length", "rows", "slice"):
-        if getattr(args, option) is not None:
-            raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
-    for option, default in _COLUMNS.items():
+    for option, default in _OF_BUNDLES.items():
         if getattr(args, option) != default:
-            raise PlanError(f"--{option} is for bundles: what an ONNX file is fed with is made up")
+            raise PlanError(f"--{option.replace('_', '-')} is for bundles: what an ONNX file is fed with is made up")
     shapes = parse_shapes(args.shape)
     names = {path: input_names(path) for path in paths}
     for name in shapes:

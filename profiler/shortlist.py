@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgewise.arrival import measured_by
 from edgewise.errors import StoreError
 from edgewise.profiler.joining import ANSWERED, joined
 from edgewise.profiler.store import Store
@@ -26,7 +27,6 @@ LARGE = 20_000
 """Measurements from which a store is not read whole."""
 MOST = 25_000
 """Points that are read with their bounds, the best by the first objective."""
-_PREFIXES = ("server", "paced", "multistream", "offline", "sustained", "ttft", "tpot", "token")
 _OF_TRAINING = ("train_time",)
 """Metrics of a candidate, which none of its bundles' measurements has."""
 _FEW = 3000
@@ -92,7 +92,7 @@ def points(
     first = None if first in (*_OF_TRAINING, *RELATIVE) else first
     timed, cut = ask.rows(_SCENARIOS, "" if first is None else f" LIMIT {MOST + 1}"), None
     if first is not None and len(timed) > MOST:
-        timed, cut = _best(ask, first, several=bool({_scenario_of(name) for name in names} - {"", "single"}))
+        timed, cut = _best(ask, first, several=any(by and "single-stream" not in by for by in map(measured_by, names)))
         if not timed:
             timed, cut = ask.rows(_SCENARIOS), None
     answered: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
@@ -123,12 +123,6 @@ def check_reference(store: Store, device: str, budgets: Sequence[Budget]) -> Non
         raise StoreError(
             f"{other[0].text}: the answers in {store.path} were compared with {found}, not with {other[0].relative_to}"
         )
-
-
-def _scenario_of(name: str) -> str:
-    """Before the underscore: 'server', of a time of calls one after the other ''."""
-    head = name.partition("_")[0]
-    return head if head in _PREFIXES else "" if name in (*OF_ANSWERS, "size", *_OF_TRAINING) else "single"
 
 
 def _best(ask: _Asking, first: str, *, several: bool) -> tuple[list[tuple[Any, ...]], float | None]:

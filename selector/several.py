@@ -117,9 +117,8 @@ def _loss(selection: Selection, verdict: Verdict, name: str) -> tuple[float | No
         return 0.0, f"{text} (tied)"  # with weights it is the score that is tied
     if loss is None:
         return None, text
-    return loss if selection.weights else max(
-        0.0, loss
-    ), f"{text} ({gap(value - best, metric.unit)} {'worse' if loss > 0 else 'better'})"
+    text += f" ({gap(value - best, metric.unit)} {'worse' if loss > 0 else 'better'})"
+    return loss if selection.weights else max(0.0, loss), text
 
 
 def _why_not(key: tuple[str, str | None], selection: Selection) -> str:

@@ -262,6 +262,14 @@ def test_what_fails_in_one_scenario_is_said_of_it(
     assert entry.metrics["p50"].value is not None
 
 
+def _refused(bundle: Path, folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `profile` of one row says of options that it refuses."""
+    (folder / "rows.csv").write_text("text\na film\n")
+    given = ["--data", str(folder / "rows.csv"), "--store", str(folder / "m.sqlite")]
+    assert main(["profile", str(bundle), *given, *options]) == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -278,10 +286,7 @@ def test_what_fails_in_one_scenario_is_said_of_it(
 def test_an_option_of_another_scenario_is_not_passed_over(
     int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
-    (tmp_path / "rows.csv").write_text("text\na film\n")
-    given = ["--data", str(tmp_path / "rows.csv"), "--store", str(tmp_path / "m.sqlite")]
-    assert main(["profile", str(int8_bundle), *given, *options]) == 2
-    assert words in capsys.readouterr().err
+    assert words in _refused(int8_bundle, tmp_path, options, capsys)
 
 
 @pytest.mark.parametrize(
@@ -306,10 +311,7 @@ def test_an_option_of_another_scenario_is_not_passed_over(
 def test_a_mistake_names_its_option_and_leaves_no_store(
     int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
-    (tmp_path / "rows.csv").write_text("text\na film\n")
-    given = ["--data", str(tmp_path / "rows.csv"), "--store", str(tmp_path / "m.sqlite")]
-    assert main(["profile", str(int8_bundle), *given, *options]) == 2
-    assert words in capsys.readouterr().err
+    assert words in _refused(int8_bundle, tmp_path, options, capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
 
 
