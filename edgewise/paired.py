@@ -155,6 +155,15 @@ def more_rows_for(drop: PairedDrop, limit: float) -> int | None:
     return max(1, math.ceil(_bisect(enough, drop.n, _ENOUGH_ROWS)) - drop.n)
 
 
+def rounded(rows: int) -> int:
+    """Two significant digits, rounded up: what is extrapolated from a few lost answers is not known more closely.
+
+    14,470 is 15,000; 97 is 97.
+    """
+    step: int = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // step) * step
+
+
 def words_for_drop(drop: PairedDrop, limit: float = 0.5, reference: str = "fp32") -> str:
     """The sentence that the numbers allow.
 
@@ -174,5 +183,5 @@ def words_for_drop(drop: PairedDrop, limit: float = 0.5, reference: str = "fp32"
         return f"Not shown to be within {limit:g} points of {reference}: {seen}; more rows would not show it."
     return (
         f"Not shown to be within {limit:g} points of {reference}: {seen}; "
-        f"about {more:,} more rows would, if the drop stays the same."
+        f"about {rounded(more):,} more rows would, if the drop stays the same."
     )

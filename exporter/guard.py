@@ -20,7 +20,7 @@ from edgewise.exporter.guard_search import INT8, LIKELY, Quantize, Search, Trial
 from edgewise.exporter.quantize import check_keep, kept_nodes
 from edgewise.exporter.sensitivity import Part, simulate, weights_in_int8
 from edgewise.exporter.stopping import Reference, Score
-from edgewise.paired import normal_quantile, paired_drop, words_for_drop
+from edgewise.paired import normal_quantile, paired_drop, rounded, words_for_drop
 from edgewise.types import Recipe
 
 _NEAREST = 16
@@ -183,7 +183,8 @@ def confirm(score_fp32: Sequence[float], score_int8: Sequence[float], max_drop: 
     needed = math.ceil((normal_quantile(LEVEL) * 100 * float(drop.std(ddof=1)) / (limit - mean)) ** 2)
     more = max(1, needed - len(drop))
     return (
-        f"Not shown to be within {limit:g} points of fp32: {seen}; about {more:,} more rows would, if the drop stays."
+        f"Not shown to be within {limit:g} points of fp32: {seen}; "
+        f"about {rounded(more):,} more rows would, if the drop stays."
     )
 
 

@@ -175,8 +175,9 @@ def sentence_chosen(
     fresh: Mapping[str, Metric] | None = None,
     others: tuple[int, bool] | None = None,
 ) -> str:
-    """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others. others:
-    where the verdicts are a part of the points, how many more keep the budgets, and whether that is the least."""
+    """The answer in one sentence. fresh: metrics of the confirmation, which then stand in place of the others, and are
+    said to be its. others: where the verdicts are a part of the points, how many more keep the budgets, and whether
+    that is the least."""
     verdicts = [v for v in verdicts if not v.entry.partial]
     entry = verdicts[0].entry
     references = {b.metric: b.relative_to for b in budgets}
@@ -188,7 +189,8 @@ def sentence_chosen(
     kept = _all_of(budgets)
     count = sum(v.feasible for v in verdicts)
     tail = _like_so_many(*others) if others else _like_others(count - 1, len(verdicts) - 1)
-    with_numbers = f": {', '.join(numbers)}" if numbers else ""
+    when = " when confirmed" if fresh and not set(objective).isdisjoint(fresh) else ""
+    with_numbers = f": {', '.join(numbers)}{when}" if numbers else ""
     holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
     run = f" with {entry.target.run.text()}" if entry.target else ""
     name = f"{entry.candidate}/{entry.recipe}" if entry.recipe else entry.candidate
@@ -200,13 +202,15 @@ def _on(device: str) -> str:
 
 
 def _like_others(count: int, others: int) -> str:
-    """', as 3 of the 47 others do'."""
+    """', as 3 of the 47 others do', ', as all 5 others do'."""
     if not others:
         return ""
     if not count:
         return f"; none of the {others:,} others does" if others > 1 else "; the other one does not"
     if others == 1:
         return ", as the other one does"
+    if count == others:
+        return ", as both others do" if others == 2 else f", as all {others:,} others do"
     return f", as {count:,} of the {others:,} others {'does' if count == 1 else 'do'}"
 
 

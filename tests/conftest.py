@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,12 @@ from edgewise.plan import DataSpec, LabelRule, TuneSpec
 
 RECIPES = ("fp32", "fp32-o2", "int8-dynamic", "int8-static")
 TINY_TUNE = TuneSpec(epochs=1, batch_size=16, learning_rate=2e-4, max_length=48, keep_layers=(0, 5))
+
+
+def pytest_configure() -> None:
+    """Started in the background, a shell's children ignore SIGINT, and so would what the tests start; a user at a
+    terminal has it. What a parent handles in Python is the default again in its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def one_at_a_time(name: str) -> FileLock:

@@ -175,8 +175,6 @@ def test_interrupted_is_130_and_says_how_to_go_on(data, tuned, tmp_path) -> None
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        # Started in the background, a shell's children ignore SIGINT; a user at a terminal has it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # one thread starts it
     )
     assert process.stderr is not None
     while "rows:" not in process.stderr.readline():

@@ -433,8 +433,6 @@ def _start(store: Path, bundle: Path) -> subprocess.Popen[str]:
         [sys.executable, "-c", RUN, store, bundle],
         stdout=subprocess.PIPE,
         text=True,
-        # Started in the background, a shell's children ignore SIGINT; a user at a terminal has it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # one thread starts it
     )
 
 

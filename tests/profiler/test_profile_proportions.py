@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 from edgewise.errors import EdgewiseError
 from edgewise.metrics import compute
-from edgewise.paired import more_rows_for, paired_drop, words_for_drop
+from edgewise.paired import more_rows_for, paired_drop, rounded, words_for_drop
 from edgewise.profiler.proportions import confusion, f1_bounds, f1_of, wilson_bounds
 
 
@@ -106,7 +106,8 @@ def test_more_rows_are_as_many_as_it_takes() -> None:
     drop = paired_drop(37, 30, 3210, 0.95)
     more = more_rows_for(drop, 0.5)
     assert more is not None
-    assert f"about {more:,} more rows" in words_for_drop(drop, 0.5)
+    assert f"about {rounded(more):,} more rows" in words_for_drop(drop, 0.5)
+    assert [rounded(n) for n in (1, 97, 100, 101, 69_236, 99_100)] == [1, 97, 100, 110, 70_000, 100_000]
     # Counts must be whole: ten times as many rows as asked for, with shares kept, say the same as the bisection.
     scale = (3210 + more) / 3210
     assert paired_drop(round(37 * scale), round(30 * scale), round(3210 * scale), 0.95).points.high == pytest.approx(

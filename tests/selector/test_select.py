@@ -251,8 +251,22 @@ def test_a_confirmation_puts_its_numbers_into_the_sentence(make: Make) -> None:
     fresh = {"accuracy": Metric("accuracy", "1", 0.87)}
     tried = ConfirmTry(found.chosen.entry.key, True, (), "", fresh)
     assert "accuracy 90.00%" in found.sentence
-    assert "accuracy 87.00%" in with_confirmed(found, [tried]).sentence
+    assert "when confirmed" not in found.sentence
+    assert "accuracy 87.00% when confirmed" in with_confirmed(found, [tried]).sentence
     assert with_confirmed(found, [replace(tried, passed=False)]).sentence == found.sentence
+
+
+def test_the_sentence_counts_those_that_keep_the_budgets_too(make: Make) -> None:
+    entries = [make(name, p95=p95) for name, p95 in (("a", 0.001), ("b", 0.002), ("c", 0.003))]
+    for limit, said in (
+        ("1.5 ms", "; none of the 2 others does."),
+        ("2.5 ms", ", as 1 of the 2 others does."),
+        ("5 ms", ", as both others do."),
+    ):
+        assert select(entries, [parse_budget(f"p95 <= {limit}")], ["p95"]).sentence.endswith(said)
+    assert select(entries[:2], [parse_budget("p95 <= 5 ms")], ["p95"]).sentence.endswith(", as the other one does.")
+    entries.append(make("d", p95=0.004))
+    assert select(entries, [parse_budget("p95 <= 5 ms")], ["p95"]).sentence.endswith(", as all 3 others do.")
 
 
 def test_each_device_gets_its_own_choice_and_shares_the_early_failures(make: Make) -> None:
