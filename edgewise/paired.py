@@ -176,12 +176,17 @@ def words_for_drop(drop: PairedDrop, limit: float = 0.5, reference: str = "fp32"
         f"accuracy drop {points:.2f} points on {drop.n:,} rows, at most {high:.2f} at {share} "
         f"({drop.lost} answers lost, {drop.gained} gained)"
     )
-    more = more_rows_for(drop, limit)
+    return words_for_bound(seen, more_rows_for(drop, limit), limit, reference)
+
+
+def words_for_bound(seen: str, more: int | None, limit: float, reference: str = "fp32") -> str:
+    """'Within 0.5 points of fp32: SEEN.', or that it is not shown to be, and how many more rows would show it.
+
+    more: 0 where the bound is within the limit, None where no number of rows would show it.
+    """
     if more == 0:
         return f"Within {limit:g} points of {reference}: {seen}."
-    if more is None:
-        return f"Not shown to be within {limit:g} points of {reference}: {seen}; more rows would not show it."
-    return (
-        f"Not shown to be within {limit:g} points of {reference}: {seen}; "
-        f"about {rounded(more):,} more rows would, if the drop stays the same."
-    )
+    then = "more rows would not show it"
+    if more is not None:
+        then = f"about {rounded(more):,} more rows would, if the drop stays the same"
+    return f"Not shown to be within {limit:g} points of {reference}: {seen}; {then}."

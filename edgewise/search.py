@@ -90,7 +90,7 @@ class Search:
         rule = self.plan.profile
         rows = len(self.splits.val) * 0.002
         measure = rule.min_rounds * (CALLS_S + rule.seconds) * len(rule.scenarios)
-        self.costs = {"look": CALLS_S + look_seconds(self.plan.profile), "answer": CALLS_S + rows, "measure": measure}
+        self.costs = {"look": CALLS_S + look_seconds(rule), "answer": CALLS_S + rows, "measure": measure}
         self.left_s = None if self.minutes is None else 60 * self.minutes
         self.devices_left = [d.name for d in self.plan.devices]
 

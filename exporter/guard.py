@@ -20,7 +20,7 @@ from edgewise.exporter.guard_search import INT8, LIKELY, Quantize, Search, Trial
 from edgewise.exporter.quantize import check_keep, kept_nodes
 from edgewise.exporter.sensitivity import Part, simulate, weights_in_int8
 from edgewise.exporter.stopping import Reference, Score
-from edgewise.paired import normal_quantile, paired_drop, rounded, words_for_drop
+from edgewise.paired import normal_quantile, paired_drop, words_for_bound, words_for_drop
 from edgewise.types import Recipe
 
 _NEAREST = 16
@@ -177,15 +177,11 @@ def confirm(score_fp32: Sequence[float], score_int8: Sequence[float], max_drop: 
     mean, bound, limit = 100 * float(drop.mean()), 100 * _bound(drop), 100 * max_drop
     seen = f"the score drops by {mean:.2f} points on {len(drop):,} rows, at most {bound:.2f} at {LEVEL:.0%}"
     if bound <= limit:
-        return f"Within {limit:g} points of fp32: {seen}."
+        return words_for_bound(seen, 0, limit)
     if mean >= limit:
-        return f"Not shown to be within {limit:g} points of fp32: {seen}; more rows would not show it."
+        return words_for_bound(seen, None, limit)
     needed = math.ceil((normal_quantile(LEVEL) * 100 * float(drop.std(ddof=1)) / (limit - mean)) ** 2)
-    more = max(1, needed - len(drop))
-    return (
-        f"Not shown to be within {limit:g} points of fp32: {seen}; "
-        f"about {rounded(more):,} more rows would, if the drop stays."
-    )
+    return words_for_bound(seen, max(1, needed - len(drop)), limit)
 
 
 def _differences(fp32: np.ndarray, int8: np.ndarray) -> np.ndarray:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from edgewise.selector.budgets import metric_of, relative_room
 from edgewise.selector.words import (
+    all_of,
     budget_text,
     finite,
     gap,
     label,
     limit_text,
     listed,
+    on_device,
     percent,
     plural,
     point,
@@ -150,7 +152,7 @@ def reason_rejected(checks: Sequence[BudgetCheck]) -> str:
 
 def reason_set_aside(checks: Sequence[BudgetCheck]) -> str:
     """It kept its budgets on the rows that serve the choice, but not when it was measured again."""
-    kept = f"kept {_all_of(checks)} on val" if checks else "was feasible"
+    kept = f"kept {all_of(checks)} on val" if checks else "was feasible"
     return f"{kept}, but was set aside: it did not pass when it was confirmed"
 
 
@@ -186,7 +188,7 @@ def sentence_chosen(
         metric = (fresh or {}).get(name) or metric_of(entry, name, references.get(name))
         if metric is not None and point(metric) is not None:
             numbers.append(f"{name} {show(metric.value, metric.unit)}")
-    kept = _all_of(budgets)
+    kept = all_of(budgets)
     count = sum(v.feasible for v in verdicts)
     tail = _like_so_many(*others) if others else _like_others(count - 1, len(verdicts) - 1)
     when = " when confirmed" if fresh and not set(objective).isdisjoint(fresh) else ""
@@ -194,11 +196,7 @@ def sentence_chosen(
     holds = f"; it keeps {kept} at {percent(confidence)} confidence{tail}" if budgets else "; no budget was set"
     run = f" with {entry.target.run.text()}" if entry.target else ""
     name = f"{entry.candidate}/{entry.recipe}" if entry.recipe else entry.candidate
-    return f"{_on(device)}, {name}{run}{with_numbers}{holds}."
-
-
-def _on(device: str) -> str:
-    return "Here" if device == "here" else f"On {device}"
+    return f"{on_device(device)}, {name}{run}{with_numbers}{holds}."
 
 
 def _like_others(count: int, others: int) -> str:
@@ -226,22 +224,19 @@ def _more(count: int) -> str:
     return "one more is" if count == 1 else f"{count:,} more are"
 
 
-def _all_of(budgets: Sequence[object]) -> str:
-    return {1: "its budget", 2: "both budgets"}.get(len(budgets), f"all {len(budgets)} budgets")
-
-
 def sentence_none(device: str, verdicts: Sequence[Verdict], budgets: Sequence[Budget], confidence: float) -> str:
     """Why there is no answer, and the smallest relaxation of one budget that would give one."""
+    where = on_device(device)
     if not verdicts:
-        return f"{_on(device)} there is nothing to choose from."
+        return f"{where} there is nothing to choose from."
     if all(v.entry.status != "ok" for v in verdicts):
-        return f"{_on(device)} all {plural(len(verdicts), 'candidate')} failed, so there is nothing to choose from."
+        return f"{where} all {plural(len(verdicts), 'candidate')} failed, so there is nothing to choose from."
     aside = sum(v.feasible for v in verdicts)
     if aside:
         kept = f"all {aside} that kept" if aside > 1 else "the one that kept"
-        start = f"{_on(device)} nothing was chosen: {kept} {_all_of(budgets)} did not pass when confirmed"
+        start = f"{where} nothing was chosen: {kept} {all_of(budgets)} did not pass when confirmed"
     else:
-        start = f"{_on(device)} nothing keeps {_all_of(budgets)} at {percent(confidence)} confidence"
+        start = f"{where} nothing keeps {all_of(budgets)} at {percent(confidence)} confidence"
     found = smallest_relaxation(verdicts)
     if found is None:
         nearest, lacks = _lacking(verdicts)

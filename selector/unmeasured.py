@@ -9,7 +9,7 @@ from edgewise.selector.budgets import check_budgets
 from edgewise.selector.known import Known, Rules
 from edgewise.selector.race import RaceEnd
 from edgewise.selector.whatif import NOTHING
-from edgewise.selector.words import percent, plural
+from edgewise.selector.words import all_of, on_device, percent, plural
 from edgewise.showing import show
 from edgewise.types import Metric, Selection, Verdict, WhatIf
 from edgewise.units import PERCENTILES, SAMPLE_NEEDED
@@ -60,12 +60,12 @@ def _among_measured(selection: Selection) -> tuple[WhatIf, ...]:
 
 def _none_in_full(selection: Selection, end: RaceEnd) -> str:
     """Where every point was dropped before it was measured in full."""
-    where = "Here" if selection.device == "here" else f"On {selection.device}"
+    where = on_device(selection.device)
     if end.open:
         return f"{where} nothing was measured in full, so there is nothing to choose from yet."
-    kept = {1: "its budget", 2: "both budgets"}.get(len(selection.budgets), f"all {len(selection.budgets)} budgets")
     return (
-        f"{where} nothing keeps {kept}: what was known of each point before it was measured in full breaks one; "
+        f"{where} nothing keeps {all_of(selection.budgets)}: "
+        "what was known of each point before it was measured in full breaks one; "
         "'search: all' measures them, and says which relaxation would be enough."
     )
 

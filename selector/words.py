@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edgewise.errors import PlanError
 from edgewise.showing import show
@@ -115,6 +115,16 @@ def point(metric: Metric | None) -> float | None:
 def plural(count: int, noun: str) -> str:
     """'1 budget', '2 budgets', '1,200 rows'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def on_device(device: str) -> str:
+    """'On pi', at the start of a sentence; 'Here' where it is this machine."""
+    return "Here" if device == "here" else f"On {device}"
+
+
+def all_of(budgets: Sequence[object]) -> str:
+    """'its budget', 'both budgets', 'all 5 budgets'."""
+    return {1: "its budget", 2: "both budgets"}.get(len(budgets), f"all {len(budgets)} budgets")
 
 
 def listed(words: Iterable[str]) -> str:
