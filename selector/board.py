@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from edgewise.selector.budgets import check_budget
 from edgewise.selector.contest import set_up
-from edgewise.selector.known import Known, Rules, Source, entry_at_best, pairing_of, source_of
+from edgewise.selector.known import Known, Rules, Source, as_guessed, entry_at_best, pairing_of, source_of
 
 
 @dataclass
@@ -48,6 +48,10 @@ class Board:
         return known.entry.key not in self.exclude and all(
             check_budget(known.entry, b, rules.confidence).met for b in rules.budgets
         )
+
+    def as_guessed(self) -> Board:
+        """The same points in the same order, the values of looks in the place of their bounds."""
+        return replace(self, points={k.entry.key: as_guessed(k) for k in self.items}, gone={})
 
     def exact(self, column: int, i: int) -> bool:
         """Whether a point stands in a column as the choice will see it."""

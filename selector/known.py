@@ -78,7 +78,7 @@ class Rules:
     weights: Sequence[float] = ()
     confidence: float = 0.95
     """At which budgets hold and ties are called."""
-    level: float = 0.999
+    level: float = 0.99
     """One-sided, of each test that drops a point."""
     width: float = 0.05
     """Half width, relative to the value, that a fully measured time may be left with."""
@@ -120,6 +120,16 @@ def entry_at_best(known: Known, rules: Rules) -> Entry:
         if best is not None:
             found[name] = Metric(name, METRICS[name].unit, best)
     return replace(known.entry, metrics=found)
+
+
+def as_guessed(known: Known) -> Known:
+    """With the values of a look in the place of its bounds: as a measurement in full would find it, were they right."""
+    if known.timed != "part":
+        return known
+    metrics = {
+        name: replace(m, low=m.value, high=m.value) if name in TIMED else m for name, m in known.entry.metrics.items()
+    }
+    return replace(known, entry=replace(known.entry, metrics=metrics))
 
 
 def with_bounds(points: Mapping[str, Known], level: float) -> dict[str, Known]:

@@ -146,9 +146,9 @@ def bounds_of_look(
     found = {}
     reach = spreads["time"].reach(half, len(times))
     for name, q in PERCENTILES.items():
-        value, low = _percentile(times, q, 1 - (1 - half) / len(times), reach)
+        value, low = _percentile(times, q, half, reach)
         found[name] = Metric(name, "s", value, low, None, level if low else None, method, calls, "estimated", why)
-    mean, low = _mean(times, 1 - (1 - half) / len(times), reach)
+    mean, low = _mean(times, half, reach)
     found["latency_mean"] = Metric("latency_mean", "s", mean, low, None, level, method, calls, "estimated", why)
     most = batch_size / low if low > 0 else None
     found["throughput"] = Metric(
@@ -167,26 +167,29 @@ def bounds_of_look(
 
 
 def _percentile(times: Sequence[Floats], q: float, level: float, reach: float) -> tuple[float, float | None]:
-    """(what the calls say, the lower bound; None where the calls are too few for any)."""
+    """(what the calls say, the lower bound; None where the calls are too few for any).
+
+    The calls of all processes together, each held against the mean of its own process: what remains is taken to be
+    spread alike in all, so that a process that is slow as a whole does not pass for the slow calls of all.
+    """
     import numpy as np
 
-    ordered = [np.sort(t) for t in times]
-    value = float(np.mean([np.quantile(t, q) for t in ordered]))
-    ranks = [rank_below(len(t), q, level) for t in ordered]
-    if min(ranks) == 0:
+    value = float(np.mean([np.quantile(t, q) for t in times]))
+    logs = [np.log(t) for t in times]
+    pooled = np.sort(np.concatenate([x - x.mean() for x in logs]))
+    rank = rank_below(len(pooled), q, level)
+    if rank == 0:
         return value, None
-    logs = [math.log(t[k - 1]) for t, k in zip(ordered, ranks, strict=True)]
-    return value, min(value, math.exp(sum(logs) / len(logs) - reach))
+    centre = float(np.mean([x.mean() for x in logs]))
+    return value, min(value, math.exp(centre + float(pooled[rank - 1]) - reach))
 
 
 def _mean(times: Sequence[Floats], level: float, reach: float) -> tuple[float, float]:
     """(mean of the processes' means, the lower bound; 0 where the calls are too few for one)."""
     import numpy as np
 
-    means = [float(t.mean()) for t in times]
-    lows = [
-        m - student_quantile(level, len(t) - 1) * float(t.std(ddof=1)) / math.sqrt(len(t)) if len(t) > 1 else 0.0
-        for m, t in zip(means, times, strict=True)
-    ]
-    low = max(0.0, sum(lows) / len(lows))
-    return float(np.mean(means)), low * math.exp(-reach)
+    mean, freedom = float(np.mean([t.mean() for t in times])), sum(len(t) - 1 for t in times)
+    if min(map(len, times)) < 2:
+        return mean, 0.0
+    error = math.sqrt(sum(float(t.var(ddof=1)) / len(t) for t in times)) / len(times)
+    return mean, max(0.0, mean - student_quantile(level, freedom) * error) * math.exp(-reach)

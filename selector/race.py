@@ -115,15 +115,28 @@ def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) 
         step, pool = (None, _seen(board, column, pool)) if hurry else (_missing(board, column, pool), pool)
         if step:
             return step
-        leader = max(pool, key=lambda i: (float(board.guess[column][i]), -int(board.real.order[i])))
-        pool = [i for i in pool if _may_tie(board, column, leader, i)]
+        pool = _may_lead(board, column, pool)
         partly = [i for i in pool if "answers" in board.sources(column) and board.items[i].answered == "part"]
         if partly and not hurry:
             return _answer(board, partly, part=False)
-    pool = sorted(pool, key=lambda i: (-float(board.guess[-1][i]), int(board.real.order[i])))
-    if board.incumbents and not hurry and (again := _look_again(board, pool)):
+    # What the values of the looks would drop, were they bounds, needs a closer look. The others are not dropped by any
+    # number of looks, if these are right: they are measured in full.
+    guessed = board.as_guessed()
+    lost, ties = drops(guessed), pool
+    for column in range(len(board.names) - 1):
+        ties = _may_lead(guessed, column, ties)
+    near = [i for i in pool if board.items[i].entry.key in lost]
+    if board.incumbents and not hurry and (again := _look_again(board, near)):
         return again
+    behind = {*near, *set(pool).difference(ties)}
+    pool = sorted(pool, key=lambda i: (i in behind, -float(board.guess[-1][i]), int(board.real.order[i])))
     return _finish(board, pool[: 1 if hurry else board.rules.batch], hurry)
+
+
+def _may_lead(board: Board, column: int, pool: list[int]) -> list[int]:
+    """Those of the pool that may tie with the one that looks best in an objective, or be ahead of it."""
+    leader = max(pool, key=lambda i: (float(board.guess[column][i]), -int(board.real.order[i])))
+    return [i for i in pool if _may_tie(board, column, leader, i)]
 
 
 def _may_tie(board: Board, column: int, leader: int, i: int) -> bool:
