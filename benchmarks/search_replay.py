@@ -13,6 +13,7 @@ from edgewise.pairing import Pairing
 from edgewise.plan import ProfileSpec
 from edgewise.profiler import Store, entries
 from edgewise.profiler.joining import answer_settings
+from edgewise.profiler.rounds import ENDS_FROM
 from edgewise.profiler.statistics import mean_bounds
 from edgewise.search import PART_FROM, rules_of
 from edgewise.search_steps import look_seconds
@@ -225,6 +226,7 @@ class Replay:
     def __init__(self, run: Recorded, case: Case, offset: int) -> None:
         self.run_, self.case, self.offset = run, case, offset
         self.cost, self.done = run.describe, {"look": 0, "answer": 0, "measure": 0}
+        self.ended: set[str] = set()
         self.rules: Rules = rules_of(_Plan(case), run.rows)  # type: ignore[arg-type]
         self.points = {k: Known(_bare(p.entry), p.answers) for k, p in run.points.items()}
 
@@ -234,7 +236,8 @@ class Replay:
 
     def counts(self) -> dict[str, int]:
         full = sum(k.full for k in self.points.values())
-        return {"looks": self.done["look"], "answers": self.done["answer"], "in_full": full}
+        ended = sum(not self.points[k].full for k in self.ended)
+        return {"looks": self.done["look"], "answers": self.done["answer"], "in_full": full, "ended_early": ended}
 
     def _act(self, step: Step) -> dict[str, Known]:
         looks = [step.processes(key, len(self.points[key].times)) for key in step.keys]
@@ -252,22 +255,48 @@ class Replay:
             rounds = [(self.offset + i) % len(p.times) for i in range(so_far + step.processes(key, so_far))]
             times = tuple(_beginning(p.times[r]) for r in rounds)
             self.cost += sum(p.beside + float(t.sum()) for t in times[so_far:])
-            numbers = {
-                name: mean_bounds([values[r] for r in rounds], self.rules.level).as_metric(name, unit, self.rules.level)
-                for name, unit, values in (("startup", "s", p.startups), ("peak_rss", "B", p.peaks))
-            }
-            news[key] = replace(self.points[key], timed="part", times=times, numbers=numbers)
+            news[key] = replace(self.points[key], timed="part", times=times, numbers=self._numbers(p, rounds))
         return news
 
     def _measure(self, step: Step) -> dict[str, Known]:
-        news = {}
-        for key in step.keys:
-            p = self.run_.points[key]
-            self.cost += sum(p.walls)
-            whole = {n: m for n, m in p.entry.metrics.items() if n not in _of_answers(p)}
-            entry = replace(self.points[key].entry, metrics={**self.points[key].entry.metrics, **whole})
-            news[key] = replace(self.points[key], entry=entry, timed="full", times=p.times)
+        """Round by round, as the profiler does; who surely is out has no more."""
+        news: dict[str, Known] = {}
+        going, number = list(step.keys), 0
+        while going:
+            number += 1
+            for key in list(going):
+                self.cost += self.run_.points[key].walls[number - 1]
+                if number == len(self.run_.points[key].times):
+                    news[key] = self._in_full(key)
+                    going.remove(key)
+            if number >= ENDS_FROM and going and step.ends is not None and self.ended.isdisjoint(step.keys):
+                so_far = {key: self._looked(key, range(number)) for key in going}
+                out = step.ends(with_bounds({**self.points, **so_far}, self.rules.level))
+                for key in [k for k in going if k in out]:
+                    news[key] = so_far[key]
+                    going.remove(key)
+                    self.ended.add(key)
         return news
+
+    def _in_full(self, key: str) -> Known:
+        p, known = self.run_.points[key], self.points[key]
+        whole = {n: m for n, m in p.entry.metrics.items() if n not in _of_answers(p)}
+        entry = replace(known.entry, metrics={**known.entry.metrics, **whole})
+        return replace(known, entry=entry, timed="full", times=p.times)
+
+    def _looked(self, key: str, rounds: Sequence[int]) -> Known:
+        """After so many whole rounds. The looks before took their calls from rounds as well, so that none is counted
+        twice here; real looks are processes of their own, and count."""
+        p = self.run_.points[key]
+        times = tuple(p.times[r] for r in rounds)
+        return replace(self.points[key], timed="part", times=times, numbers=self._numbers(p, rounds))
+
+    def _numbers(self, p: Point, rounds: Sequence[int]) -> dict[str, Metric]:
+        level = self.rules.level
+        return {
+            name: mean_bounds([values[r] for r in rounds], level).as_metric(name, unit, level)
+            for name, unit, values in (("startup", "s", p.startups), ("peak_rss", "B", p.peaks))
+        }
 
     def _answer(self, step: Step) -> dict[str, Known]:
         wanted = {self.run_.points[k].answers: self.run_.points[k] for k in step.keys}

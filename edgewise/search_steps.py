@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from edgewise.data import Splits
     from edgewise.plan import Plan, ProfileSpec
     from edgewise.profiler import Store, Subject
+    from edgewise.profiler.rounds import Interim
     from edgewise.selector.known import Known, Rules
+    from edgewise.selector.look import Floats
     from edgewise.selector.race import Step
 
 _MOST_SECONDS = 0.5
@@ -41,6 +44,8 @@ class Steps:
     say: Reporter
     rules: Rules
     prints: Mapping[str, dict[str, Any] | str] | None = None
+    ended: set[str] = field(default_factory=set)
+    """Keys of points whose full measurement was ended early; asked for once more, it is made to its end."""
 
     def start(self, device: str) -> dict[str, Known]:
         from edgewise.profiler.joining import answer_settings
@@ -90,12 +95,34 @@ class Steps:
 
     def measure(self, points: Mapping[str, Known], step: Step) -> dict[str, Known]:
         more = {"spec": self.plan.profile, "level": self.plan.confidence, "arrivals": arrivals_of(self.plan.profile)}
-        return self._timed(points, step.keys, stage="profile", **more)
+        if step.ends is not None and self.ended.isdisjoint(step.keys):
+            more["ends"] = partial(self._ends, points, step)
+        news = self._timed(points, step.keys, stage="profile", **more)
+        self.ended |= {key for key, k in news.items() if k.entry.status == "ok" and k.timed == "part"}
+        return news
+
+    def _ends(self, points: Mapping[str, Known], step: Step, so_far: Sequence[Interim]) -> set[int]:
+        """Places of those whose rounds so far say enough: the race drops them."""
+        from edgewise.selector.known import with_bounds
+
+        assert step.ends is not None
+        wanted = self._named(points, step.keys)
+        keys = [wanted[x.subject.name, x.target.text()] for x in so_far]
+        news = {
+            key: self._looked(points[key], x.seconds, {m.name: m for m in x.metrics})
+            for key, x in zip(keys, so_far, strict=True)
+        }
+        out = step.ends(with_bounds({**points, **news}, self.rules.level))
+        return {i for i, key in enumerate(keys) if key in out}
+
+    def _named(self, points: Mapping[str, Known], keys: Sequence[str]) -> dict[tuple[str, str], str]:
+        """(subject, target) as the profiler names them -> key."""
+        return {(self._subject(points[k]).name, target_text(points[k].entry)): k for k in keys}
 
     def _timed(self, points: Mapping[str, Known], keys: Sequence[str], *, stage: Any, **more: Any) -> dict[str, Known]:
         from edgewise.profiler import measure_latency
 
-        wanted = {(self._subject(points[k]).name, target_text(points[k].entry)): k for k in keys}
+        wanted = self._named(points, keys)
         found = measure_latency(
             self._subjects_of(points, keys), self.plan.targets, self.splits.val, store=self.store,
             devices=self.plan.devices, stage=stage, work=self.work,
@@ -105,24 +132,28 @@ class Steps:
         for m in found:
             assert m.target is not None
             by_key.setdefault(wanted[f"{m.candidate}/{m.recipe}", m.target.text()], []).append(m)
-        return {key: self._with_times(points[key], ms, stage == "profile") for key, ms in by_key.items()}
+        return {key: self._with_times(points[key], ms) for key, ms in by_key.items()}
 
-    def _with_times(self, known: Known, measured: Sequence[Measurement], full: bool) -> Known:
+    def _with_times(self, known: Known, measured: Sequence[Measurement]) -> Known:
         import numpy as np
-
-        from edgewise.selector.look import MEMORY, STARTUP, both_means
 
         if failed := [m.reason for m in measured if m.status == "failed"]:
             return replace(known, entry=replace(known.entry, status="failed", reason="; ".join(failed)))
         metrics = {x.name: x for m in measured for x in m.metrics}
         single = next((m for m in measured if m.scenario == "single-stream"), measured[0])
         times = tuple(np.array(s.ns, dtype=np.float64) / 1e9 for s in self.store.samples(single.id or 0))
-        if not full:
-            had, level = known.numbers, self.rules.level
-            numbers = {n: both_means(had.get(n), metrics[n], level) for n in (*STARTUP, *MEMORY) if n in metrics}
-            return replace(known, timed="part", times=(*known.times, *times), numbers=numbers)
+        if single.stage == "look":
+            return self._looked(known, times, metrics)
         entry = replace(known.entry, metrics={**known.entry.metrics, **metrics})
         return replace(known, entry=entry, timed="full", times=times)
+
+    def _looked(self, known: Known, times: Sequence[Floats], metrics: Mapping[str, Metric]) -> Known:
+        """With the processes of a look beside those of the looks before."""
+        from edgewise.selector.look import MEMORY, STARTUP, both_means
+
+        had, level = known.numbers, self.rules.level
+        numbers = {n: both_means(had.get(n), metrics[n], level) for n in (*STARTUP, *MEMORY) if n in metrics}
+        return replace(known, timed="part", times=(*known.times, *times), numbers=numbers)
 
     def answer(self, points: Mapping[str, Known], step: Step) -> dict[str, Known]:
         from edgewise.profiler import measure_accuracy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -39,10 +39,13 @@ from edgewise.profiler.plumbing import (
 )
 from edgewise.profiler.results import WorkerResult
 from edgewise.profiler.rounds import (
+    ENDS_FROM,
+    Ends,
     RoundRule,
     Rounds,
     Series,
     calls_a_round,
+    interim,
     latency_metrics,
     series_conditions,
 )
@@ -80,6 +83,7 @@ def measure_latency(
     arrivals: Sequence[Arrival] = (Arrival(),),
     wanted: Wanted = all_of_them,
     prints: Prints | None = None,
+    ends: Ends | None = None,
     progress: Progress = no_progress,
 ) -> list[Measurement]:
     """Measure every subject on every target in every scenario; the measurements, in that order, as they stand in the
@@ -88,6 +92,8 @@ def measure_latency(
     rows: inputs, in an order shuffled by `seed`, the same for all; round r starts at another place of it.
     spec: a plan's `profile`, or `Rounds`. arrivals: the scenarios. wanted: which subjects on which targets. prints: as
     of `fingerprints`, where they were asked for before. work: where raw rounds wait (beside the store, unless given).
+    ends: says who needs no more rounds. Of these the single-stream rounds that were made stand in the store as a look,
+    and nothing of other scenarios.
 
     What the store has already is not measured again, and finished rounds of an interrupted run are taken up. A bundle
     that fails becomes a measurement with its reason, and so does an SSH device among others. Raises UserError for a
@@ -95,6 +101,7 @@ def measure_latency(
     for no rows.
     """
     run = _Run(list(rows), store, spec or Rounds(), check_level(level), stage, seed, progress)
+    run.ends = ends
     run.inputs_digest, run.apart = check_rows(rows), rows_apart_from_slices(rows)
     run.work = work or store.path.with_name(f"{store.path.name}.rounds")
     by_name = pick_devices(devices, targets)
@@ -108,13 +115,14 @@ def measure_latency(
             if wanted(s, t)
             for a in arrivals
         ]
-        stored = {id(s): store.find(s.key) for s in series}
-        open_ones = [s for s in series if stored[id(s)] is None]
+        stored = {id(s): run.stored(s) for s in series}
+        _end(series, {s.point for s in series if (m := stored[id(s)]) is not None and m.stage != stage})
+        open_ones = [s for s in series if stored[id(s)] is None and not s.ended]
         run.measure(open_ones, repeat_disturbed)
     except BaseException:
         run.children.kill_all()
         raise
-    found = [stored[id(s)] or run.finish(s) for s in series]
+    found = [m for s in series if (m := stored[id(s)] or run.finish(s))]
     with suppress(OSError):  # not empty: rounds of what failed, or of another run
         run.work.rmdir()
     return found
@@ -123,6 +131,12 @@ def measure_latency(
 def warm_up(arrival: Arrival) -> dict[str, float]:
     """The rule of a scenario."""
     return dict(_WARM_UP_WRITING if arrival.name == "generation" else WARM_UP)
+
+
+def _end(series: Sequence[Series], points: Collection[tuple[str, str]]) -> None:
+    """No more rounds of these points, in no scenario."""
+    for s in series:
+        s.ended = s.ended or s.point in points
 
 
 def _peaks_key(s: Series) -> tuple[str, int]:
@@ -136,6 +150,7 @@ class _Run:
     apart: dict[str, str]
     """Of `rows_apart_from_slices`."""
     work: Path
+    ends: Ends | None = None
 
     def __init__(
         self, rows: list[Row], store: Store, rule: RoundRule, level: float, stage: Stage, seed: int, progress: Progress
@@ -218,11 +233,25 @@ class _Run:
                 if number not in s.rounds:
                     self._one_round(s, number)
                 self._step(f"round {number + 1}: {s.text}")
+            if number + 1 >= ENDS_FROM:
+                self._end_early(series, number + 1)
         if repeat_disturbed:
-            self._repeat_disturbed([s for s in series if not s.failure])
+            self._repeat_disturbed([s for s in series if not s.failure and not s.ended])
+
+    def _end_early(self, series: Sequence[Series], rounds: int) -> None:
+        """Ask who needs no more than these rounds, of those that would have more."""
+        going = [s for s in series if not s.failure and self._wants(s, rounds)]
+        asked = [s for s in going if s.arrival.name == "single-stream"]
+        if self.ends is None or not asked:
+            return
+        ended = self.ends([interim(s, self.level) for s in asked])
+        _end(series, {asked[i].point for i in ended})
+        self._expect(-sum(max(0, s.rounds_of(self.rule)[0] - rounds) for s in going if s.ended))
 
     def _wants(self, s: Series, number: int) -> bool:
         least, most = s.rounds_of(self.rule)
+        if s.ended:
+            return False
         return number < least or (number < most and (number in s.rounds or not s.enough(self.rule, self.level)))
 
     def _shuffled(self, series: list[Series], number: int) -> list[Series]:
@@ -302,8 +331,19 @@ class _Run:
             s.device, job, job_inputs(turned), children=self.children, timeout_s=timeout_s, keep=keep, say=self.say
         )
 
-    def finish(self, s: Series) -> Measurement:
-        """Compute the metrics, append the measurement to the store, forget the raw files."""
+    def stored(self, s: Series) -> Measurement | None:
+        """What the store has of it; where it may end early, what it had when it did."""
+        found = self.store.find(s.key)
+        if found is None and self.ends is not None and s.arrival.name == "single-stream":
+            return self.store.find(replace(s.key, stage="look"))
+        return found
+
+    def finish(self, s: Series) -> Measurement | None:
+        """Compute the metrics, append the measurement to the store, forget the raw files. None: it ended early, and
+        nothing is kept of this scenario."""
+        if s.ended and s.arrival.name != "single-stream":
+            s.forget()
+            return None
         overload = "" if s.failure else s.overload(self.level)
         s.failure = s.failure or overload
         s.peaks = self.peaks.get(_peaks_key(s)) if s.target.run.provider == "cpu" else None
@@ -313,7 +353,7 @@ class _Run:
             content_digest=s.subject.bundle.digest,
             target=s.target,
             scenario=s.arrival.name,
-            stage=self.stage,
+            stage="look" if s.ended else self.stage,
             status="failed" if s.failure else "ok",
             reason=s.failure,
             inputs_digest=self.inputs_digest,
@@ -352,6 +392,8 @@ class _Run:
             return f"after {s.arrival.minutes or 0:g} minutes in one process"
         half = s.half_width(self.rule, self.level)
         rounds, asked = len(s.rounds), self.rule.percentile
+        if s.ended:
+            return f"after {rounds} rounds, early: a search needed no more of it"
         name = {"offline": "throughput", "generation": f"ttft_{asked} or tpot_{asked}, the wider one,"}.get(
             s.arrival.name, f"{s.arrival.prefix}{asked}"
         )

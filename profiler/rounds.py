@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,10 +95,17 @@ class Series:
     """By round; a repeat takes the place of the disturbed one when less of the machine was taken."""
     repeats: dict[int, str] = field(default_factory=dict)
     failure: str = ""
+    ended: bool = False
+    """Before its rule of rounds had it so: see `Ends`."""
     n_inputs: int = 1
     """Of a job."""
     peaks: Mapping[str, Any] | None = None
     """Of the machine with the target's threads: see `edgewise.profiler.peaks`."""
+
+    @property
+    def point(self) -> tuple[str, str]:
+        """What is measured and where; the same for all scenarios."""
+        return self.subject.name, self.target.text()
 
     @property
     def text(self) -> str:
@@ -206,6 +213,31 @@ class Series:
         """Whether the interval is narrow enough."""
         half = self.half_width(rule, level)
         return half is not None and half <= rule.width
+
+
+@dataclass(frozen=True)
+class Interim:
+    """What the rounds of one bundle on one target say before they have ended."""
+
+    subject: Subject
+    target: Target
+    seconds: tuple[Floats, ...]
+    """Of each call, one array a process."""
+    metrics: tuple[Metric, ...]
+    """Start-up and memory, means over these processes."""
+
+
+Ends = Callable[[Sequence[Interim]], Collection[int]]
+"""Places of those that need no more rounds; asked after every round from the third on, of those that would go on."""
+ENDS_FROM = 3
+"""Rounds before that: fewer processes say little that a look did not."""
+
+
+def interim(series: Series, level: float) -> Interim:
+    """So far; of the single-stream scenario. level: of the intervals of the means."""
+    results = [r for _, r in sorted(series.rounds.items())]
+    metrics = (*_startup_metrics(results, level), *_memory_metrics(results, level))
+    return Interim(series.subject, series.target, tuple(series.seconds()), metrics)
 
 
 def _relative(bounds: Bounds) -> float | None:

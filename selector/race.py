@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from edgewise.selector.board import Board
@@ -39,6 +40,9 @@ class Step:
     """Those of a first look that are looked at in two processes."""
     part: bool = False
     """An answer to some of the rows alone."""
+    ends: Callable[[Mapping[str, Known]], Collection[str]] | None = field(default=None, compare=False)
+    """Of a full measurement: from what its rounds so far make known, with the bounds of a look, the keys of points that
+    need no more of them."""
 
     def processes(self, key: str, so_far: int) -> int:
         """In how many processes a look looks at a point that was looked at in `so_far` before."""
@@ -88,6 +92,8 @@ def race(
             needed.add(spoiler)
             del dropped[spoiler]
             continue
+        if step.kind == "measure":
+            step = replace(step, ends=partial(_surely_out, points, board, dropped))
         news = None if step.kind == "done" else act(step)
         if news is not None and any(_depth(news[key]) != _depth(points[key]) for key in news if key in points):
             points |= news
@@ -97,9 +103,17 @@ def race(
             hurry = True  # no time for a cheap step: what is known must do
 
 
+def _surely_out(
+    points: Mapping[str, Known], board: Board, dropped: Mapping[str, str], news: Mapping[str, Known]
+) -> Collection[str]:
+    """What the race would drop if it knew `news` too."""
+    known = {key: news.get(key, k) for key, k in points.items()}
+    return drops(replace(board, points=known, gone=dropped))
+
+
 def _depth(known: Known) -> tuple[str, str, str, int]:
     """How much is known of a point: a step that leaves all points as they were brought nothing."""
-    return known.entry.status, known.answered, known.timed, len(known.times)
+    return known.entry.status, known.answered, known.timed, sum(map(len, known.times))
 
 
 def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) -> Step:

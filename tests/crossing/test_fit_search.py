@@ -161,6 +161,26 @@ def test_optuna_proposes_some_and_the_rest_is_named(
     assert result.left_open == 0
 
 
+@pytest.mark.slow
+def test_what_was_ended_early_and_is_asked_for_again_is_measured_to_its_end(
+    tuned: Path, review_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every measurement is ended after its third round, and none of the points is dropped for it."""
+    monkeypatch.setattr("edgewise.selector.race._surely_out", lambda points, *_: set(points))
+    plan = write_plan(tmp_path, tuned, review_splits, "search: race", "{}")
+    result = run_fit(plan, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    (selection,) = result.selections
+    assert selection.chosen is not None
+    assert result.left_open == 0
+    with Store(RunFolder(tmp_path / "run").store) as store:
+        timed = [m for m in store.measurements() if m.scenario == "single-stream" and m.target]
+    early = {(m.recipe, m.target) for m in timed if "early" in m.conditions["rounds"]["stopped"]}
+    whole = {(m.recipe, m.target) for m in timed if m.stage == "profile"}
+    assert early
+    assert early <= whole
+    assert all(m.stage == "look" for m in timed if "early" in m.conditions["rounds"]["stopped"])
+
+
 def test_dry_run_says_what_a_search_would_do(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, tuned, review_splits, "", "{}")
     done = fit(plan, "--dry-run", "--minutes", "2")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edgewise.profiler import Store, Subject, entries, measure_accuracy, measure
 from edgewise.profiler.hardware_report import hardware_report
 from edgewise.profiler.measure import Rounds, subject_of
 from edgewise.profiler.results import Calls, WorkerResult, read_result
-from edgewise.profiler.rounds import Series, calls_a_round, unsteady
+from edgewise.profiler.rounds import Ends, Interim, Series, calls_a_round, unsteady
 from edgewise.profiler.store import MeasurementKey
 from edgewise.profiler.transport import run_job
 from edgewise.profiler.vitals import Load
@@ -213,6 +213,50 @@ def test_measured_again_it_repeats_nothing(
     assert [m.id for m in again] == [m.id for m in found]
     assert len(store.measurements()) == len(found)
     assert not list(store.path.parent.glob("*.rounds"))  # raw files go once the measurement stands in the store
+
+
+def test_who_needs_no_more_rounds_ends_early(
+    subjects: list[Subject], review_rows: tuple[Row, ...], store: Store
+) -> None:
+    """One of two is ended after its third round: a look stands in the store, and nothing of its other scenario."""
+    asked: list[list[tuple[str, int]]] = []
+    told: list[tuple[int, int]] = []
+
+    def ends(so_far: Sequence[Interim]) -> set[int]:
+        asked.append([(x.subject.recipe, len(x.seconds)) for x in so_far])
+        for x in so_far:
+            assert {"startup", "peak_rss"} <= {m.name for m in x.metrics if m.value}
+            assert min(float(s.min()) for s in x.seconds) > 0
+        return {i for i, x in enumerate(so_far) if x.subject.recipe == "fp32"}
+
+    def measure(ends: Ends | None, *arrivals: Arrival) -> list[Measurement]:
+        return measure_latency(
+            subjects, [AT_32], review_rows[:30], store=store, spec=SHORT, repeat_disturbed=False, ends=ends,
+            arrivals=arrivals, progress=lambda done, total, what: told.append((done, total)),
+        )  # fmt: skip
+
+    found = measure(ends, Arrival(), Arrival("offline"))
+    assert asked == [[("fp32", 3), ("int8-dynamic", 3)], [("int8-dynamic", 4)]]
+    assert told[-1] == (2 * 3 + 2 * 5, 2 * 3 + 2 * 5)
+    assert [(m.recipe, m.scenario, m.stage) for m in found] == [
+        ("fp32", "single-stream", "look"),
+        ("int8-dynamic", "single-stream", "profile"),
+        ("int8-dynamic", "offline", "profile"),
+    ]
+    rounds = found[0].conditions["rounds"]
+    assert rounds["count"] == 3
+    assert rounds["stopped"] == "after 3 rounds, early: a search needed no more of it"
+    assert len(store.samples(found[0].id or 0)) == 3
+    assert not list(store.path.parent.glob("*.rounds"))
+
+    told.clear()
+    assert [m.id for m in measure(ends, Arrival(), Arrival("offline"))] == [
+        m.id for m in found
+    ]  # found again, not measured again
+    assert told == []
+    assert [e.recipe for e in entries(store)] == ["int8-dynamic"]  # a look is no measurement
+    whole = measure(None, Arrival())
+    assert [(m.stage, m.conditions["rounds"]["count"]) for m in whole] == [("profile", 5)] * 2
 
 
 def test_accuracy_is_that_of_the_runtime_whatever_was_reused(

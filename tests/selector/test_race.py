@@ -49,6 +49,7 @@ class World:
     part: tuple[int, ...] = PART
     settle: bool = True
     done: list[tuple[str, str]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -151,17 +152,31 @@ class World:
                         news[other] = replace(k, entry=entry, answered="part" if step.part else "full", right=shown)
             return news
         for key in step.keys:
-            if step.kind == "measure":
+            had = points[key]
+            if step.kind == "measure" and (ended := self._ended(points, at[key], step)):
+                news[key] = ended
+            elif step.kind == "measure":
                 metrics, times = self.full[at[key]]
-                entry = replace(points[key].entry, metrics={**points[key].entry.metrics, **metrics})
-                news[key] = replace(points[key], entry=entry, timed="full", times=times)
+                entry = replace(had.entry, metrics={**had.entry.metrics, **metrics})
+                news[key] = replace(had, entry=entry, timed="full", times=times)
             else:
-                had = points[key]
                 so_far = len(had.times)
                 numbers, times = self._timed(at[key], step.processes(key, so_far), 60, salt=2 + so_far)
                 numbers = {n: both_means(had.numbers.get(n), m, LEVEL) for n, m in numbers.items()}
                 news[key] = replace(had, timed="part", times=(*had.times, *times), numbers=numbers)
         return news | with_bounds({**points, **news}, SURE)
+
+    def _ended(self, points: dict[str, Known], p: tuple[int, int], step: Step) -> Known | None:
+        """A full measurement that its race ends before its last round."""
+        key = self.key(p)
+        for rounds in range(3, PROCESSES):
+            times = self.full[p][1][:rounds]
+            so_far = replace(points[key], timed="part", times=times)
+            assert step.ends is not None
+            if key not in self.ended and key in step.ends(with_bounds({**points, key: so_far}, SURE)):
+                self.ended.append(key)
+                return so_far
+        return None
 
 
 BUDGETS = (
