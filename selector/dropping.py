@@ -61,7 +61,7 @@ def _start(known: Known) -> str:
 
 
 def _at_least(metric: Metric, best: float, level: float) -> str:
-    """'its p95 is at least 14.2 ms at 99.9% (a look: 1 process, 83 calls)'."""
+    """'its p95 is at least 14.2 ms at 99% (a look: 1 process, 83 calls)'."""
     side = "at most" if METRICS[metric.name].better == "higher" else "at least"
     sample = metric.method if metric.method.startswith("a look") else f"{metric.n:,} rows"
     return f"its {metric.name} is {side} {show(best, metric.unit)} at {percent(level)} ({sample})"

@@ -96,7 +96,7 @@ def _open_words(known: Known, time: str) -> str:
 
 
 def _left_out(end: RaceEnd, rules: Rules, time: str) -> str:
-    """'Measured in full: 6 of 72. Not: 40 that surely break a budget and 26 that are surely beaten, each at 99.9%.'"""
+    """'Measured in full: 6 of 72. Not: 40 that surely break a budget and 26 that are surely beaten, each at 99%.'"""
     if not (end.dropped or end.open or end.passed_over):
         return ""
     full = sum(k.full for k in end.points.values())
