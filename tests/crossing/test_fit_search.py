@@ -83,7 +83,8 @@ def test_what_breaks_a_budget_by_its_size_is_never_run(raced: Path) -> None:
         assert not any(recipe == "fp32" for recipe, _ in timed)
         looked = [m for m in store.measurements() if m.stage == "look"]
         assert looked
-        assert all(m.conditions["rounds"]["count"] in (1, 2) for m in looked if m.scenario == "single-stream")
+        rounds = [m.conditions["rounds"] for m in looked if m.scenario == "single-stream"]
+        assert all(r["count"] in (1, 2) or "early" in r["stopped"] for r in rounds)
         # Looks are no measurements of their own: neither the join nor the report of the machine takes them.
         assert all(not e.partial and e.metrics["p50"].method.startswith("cluster") for e in entries(store))
         assert "look" not in hardware_report(store, "x").lower()
@@ -165,7 +166,7 @@ def test_optuna_proposes_some_and_the_rest_is_named(
 def test_what_was_ended_early_and_is_asked_for_again_is_measured_to_its_end(
     tuned: Path, review_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every measurement is ended after its third round, and none of the points is dropped for it."""
+    """Every measurement is ended after its third round; the first, which nothing beats, are asked for again."""
     monkeypatch.setattr("edgewise.selector.race._surely_out", lambda points, *_: set(points))
     plan = write_plan(tmp_path, tuned, review_splits, "search: race", "{}")
     result = run_fit(plan, out=tmp_path / "run", reporter=Reporter(quiet=True))
@@ -176,8 +177,8 @@ def test_what_was_ended_early_and_is_asked_for_again_is_measured_to_its_end(
         timed = [m for m in store.measurements() if m.scenario == "single-stream" and m.target]
     early = {(m.recipe, m.target) for m in timed if "early" in m.conditions["rounds"]["stopped"]}
     whole = {(m.recipe, m.target) for m in timed if m.stage == "profile"}
-    assert early
-    assert early <= whole
+    assert early & whole
+    assert early - whole <= {(v.entry.recipe, v.entry.target) for v in selection.verdicts if v.entry.partial}
     assert all(m.stage == "look" for m in timed if "early" in m.conditions["rounds"]["stopped"])
 
 
