@@ -15,7 +15,7 @@ that describes the machine. What training and export cost is in neither.
     python benchmarks/search.py --make           (tunes and exports what is measured here; about 5 minutes)
     python benchmarks/search.py --run first      (about 20 minutes; stopped, it goes on where it was)
     python benchmarks/search.py --run second     (as long; better an hour later)
-    python benchmarks/search.py --replay         (two minutes; writes benchmarks/results/search.json)
+    python benchmarks/search.py --replay         (four minutes; writes benchmarks/results/search.json)
 
 Needs an otherwise idle machine. --small: two bundles and short rounds, to try the script itself.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,9 +253,8 @@ class Replay:
             p = self.run_.points[key]
             so_far = len(self.points[key].times)
             rounds = [(self.offset + i) % len(p.times) for i in range(so_far + step.processes(key, so_far))]
-            times = tuple(_beginning(p.times[r]) for r in rounds)
-            self.cost += sum(p.beside + float(t.sum()) for t in times[so_far:])
-            news[key] = replace(self.points[key], timed="part", times=times, numbers=self._numbers(p, rounds))
+            news[key] = self._looked(key, rounds, _beginning)
+            self.cost += sum(p.beside + float(t.sum()) for t in news[key].times[so_far:])
         return news
 
     def _measure(self, step: Step) -> dict[str, Known]:
@@ -270,7 +269,7 @@ class Replay:
                     news[key] = self._in_full(key)
                     going.remove(key)
             if number >= ENDS_FROM and going and step.ends is not None and self.ended.isdisjoint(step.keys):
-                so_far = {key: self._looked(key, range(number)) for key in going}
+                so_far = {key: self._looked(key, range(number), _whole) for key in going}
                 out = step.ends(with_bounds({**self.points, **so_far}, self.rules.level))
                 for key in [k for k in going if k in out]:
                     news[key] = so_far[key]
@@ -284,19 +283,16 @@ class Replay:
         entry = replace(known.entry, metrics={**known.entry.metrics, **whole})
         return replace(known, entry=entry, timed="full", times=p.times)
 
-    def _looked(self, key: str, rounds: Sequence[int]) -> Known:
-        """After so many whole rounds. The looks before took their calls from rounds as well, so that none is counted
-        twice here; real looks are processes of their own, and count."""
-        p = self.run_.points[key]
-        times = tuple(p.times[r] for r in rounds)
-        return replace(self.points[key], timed="part", times=times, numbers=self._numbers(p, rounds))
-
-    def _numbers(self, p: Point, rounds: Sequence[int]) -> dict[str, Metric]:
-        level = self.rules.level
-        return {
+    def _looked(self, key: str, rounds: Sequence[int], calls: Callable[[Any], Any]) -> Known:
+        """After these rounds. calls: of each, what was made of it. All that a point was looked at before are rounds of
+        the same run, so that none is counted twice here; real looks are processes of their own, and count."""
+        p, level = self.run_.points[key], self.rules.level
+        numbers = {
             name: mean_bounds([values[r] for r in rounds], level).as_metric(name, unit, level)
             for name, unit, values in (("startup", "s", p.startups), ("peak_rss", "B", p.peaks))
         }
+        times = tuple(calls(p.times[r]) for r in rounds)
+        return replace(self.points[key], timed="part", times=times, numbers=numbers)
 
     def _answer(self, step: Step) -> dict[str, Known]:
         wanted = {self.run_.points[k].answers: self.run_.points[k] for k in step.keys}
@@ -342,6 +338,11 @@ class Replay:
 def _length(point: Point) -> int:
     assert point.entry.target is not None
     return point.entry.target.run.max_length or 0
+
+
+def _whole(times: Any) -> Any:
+    """The calls of a round that was made to its end."""
+    return times
 
 
 def _beginning(times: Any) -> Any:

@@ -179,9 +179,8 @@ class Search:
                 return None
             keys = keys[:able]
         started, points = time.monotonic(), self.known[device]
-        todo = replace(step, keys=keys, twice=tuple(k for k in step.twice if k in keys))
-        if self.forced:
-            todo = replace(todo, ends=None)  # one point is wanted in full, whatever it is
+        ends = None if self.forced else step.ends  # forced: one point is wanted in full, whatever it is
+        todo = replace(step, keys=keys, twice=tuple(k for k in step.twice if k in keys), ends=ends)
         do = {"look": self.steps.look, "answer": self.steps.answer, "measure": self.steps.measure}[step.kind]
         news = do(points, todo)
         if self.steps.ended.isdisjoint(keys):  # what ended early says nothing of what the end takes

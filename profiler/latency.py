@@ -226,32 +226,31 @@ class _Run:
 
     def _measure_machine(self, series: Sequence[Series], repeat_disturbed: bool) -> None:
         """All rounds: round-robin, in an order shuffled anew each round, so that a slow minute hits all alike."""
+        wanted = [s for s in series if self._wants(s, 0)]
         for number in range(self.rule.max_rounds):
-            wanted = [s for s in series if not s.failure and self._wants(s, number)]
             self._expect(sum(number >= s.rounds_of(self.rule)[0] for s in wanted))
             for s in self._shuffled(wanted, number):
                 if number not in s.rounds:
                     self._one_round(s, number)
                 self._step(f"round {number + 1}: {s.text}")
-            if number + 1 >= ENDS_FROM:
-                self._end_early(series, number + 1)
+            wanted = [s for s in series if self._wants(s, number + 1)]
+            if self.ends is not None and number + 1 >= ENDS_FROM:
+                wanted = self._end_early(self.ends, series, wanted, number + 1)
         if repeat_disturbed:
             self._repeat_disturbed([s for s in series if not s.failure and not s.ended])
 
-    def _end_early(self, series: Sequence[Series], rounds: int) -> None:
-        """Ask who needs no more than these rounds, of those that would have more."""
-        going = [s for s in series if not s.failure and self._wants(s, rounds)]
+    def _end_early(self, ends: Ends, series: Sequence[Series], going: list[Series], rounds: int) -> list[Series]:
+        """Those that go on, of all that would: asked is of each that is single-stream."""
         asked = [s for s in going if s.arrival.name == "single-stream"]
-        if self.ends is None or not asked:
-            return
-        ended = self.ends([interim(s, self.level) for s in asked])
-        _end(series, {asked[i].point for i in ended})
-        self._expect(-sum(max(0, s.rounds_of(self.rule)[0] - rounds) for s in going if s.ended))
+        if asked:
+            _end(series, {asked[i].point for i in ends([interim(s, self.level) for s in asked])})
+            self._expect(-sum(max(0, s.rounds_of(self.rule)[0] - rounds) for s in going if s.ended))
+        return [s for s in going if not s.ended]
 
     def _wants(self, s: Series, number: int) -> bool:
-        least, most = s.rounds_of(self.rule)
-        if s.ended:
+        if s.failure or s.ended:
             return False
+        least, most = s.rounds_of(self.rule)
         return number < least or (number < most and (number in s.rounds or not s.enough(self.rule, self.level)))
 
     def _shuffled(self, series: list[Series], number: int) -> list[Series]:

@@ -2,8 +2,9 @@
 
 A look is a fresh process or two with few timed calls. Two things stand between it and the value that a full
 measurement finds: the calls are a sample of the rows, and a process is a sample of processes. The first is bounded by
-order statistics, which assume nothing of the form of the distribution; the second by the spread between processes,
-pooled over all that was run in two processes or more, and by Student's t.
+order statistics, which assume nothing of the form of the distribution but that it is the same in all processes, each
+of which may be slower or faster as a whole; the second by the spread between processes, pooled over all that was run in
+two processes or more, and by Student's t.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which of many bundles and targets to measure, and which need not be: decisions alone, no measuring.
 
 A point is one bundle on one target. What is known of it grows in steps: its size, which needs no run; a look, a process
-or two with few calls; its answers, to some rows and then to all; a full measurement. After every step the race drops
-what surely cannot be chosen, and names what to do next. The same code drives real measuring and the replay of a
-recorded run.
+or two with few calls; its answers, to some rows and then to all; a full measurement. After every step, and between the
+rounds of a full measurement, the race drops what surely cannot be chosen; it names what to do next. The same code
+drives real measuring and the replay of a recorded run.
 
 A point is dropped when
 
