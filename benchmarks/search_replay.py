@@ -130,6 +130,12 @@ class Recorded:
             Case((*[self._limit(*q) for q in quantiles], *map(parse_budget, fixed)), o) for quantiles, fixed, o in SETS
         ]
 
+    def same_as(self, point: Point) -> str | None:
+        """Key of the shortest length of its bundle and threads that cuts no row, where it is a longer one."""
+        alike = (p for p in self.points.values() if _but_for_length(p) == _but_for_length(point) and not _cuts(p))
+        shortest = min(alike, key=_length, default=point)
+        return shortest.entry.key if _length(shortest) < _length(point) else None
+
     def _limit(self, metric: str, share: float) -> Budget:
         higher = METRICS[metric].better == "higher"
         found = [p.entry.metrics[metric] for p in self.points.values()]
@@ -228,7 +234,7 @@ class Replay:
         self.cost, self.done = run.describe, {"look": 0, "answer": 0, "measure": 0}
         self.ended: set[str] = set()
         self.rules: Rules = rules_of(_Plan(case), run.rows)  # type: ignore[arg-type]
-        self.points = {k: Known(_bare(p.entry), p.answers) for k, p in run.points.items()}
+        self.points = {k: Known(_bare(p.entry), p.answers, same_as=run.same_as(p)) for k, p in run.points.items()}
 
     def run(self) -> Selection:
         end = race(self.points, self.rules, self._act)
@@ -338,6 +344,15 @@ class Replay:
 def _length(point: Point) -> int:
     assert point.entry.target is not None
     return point.entry.target.run.max_length or 0
+
+
+def _but_for_length(point: Point) -> tuple[str | None, int]:
+    assert point.entry.target is not None
+    return point.entry.content_digest, point.entry.target.run.threads
+
+
+def _cuts(point: Point) -> bool:
+    return bool(point.answered.conditions["inputs"]["truncated"])
 
 
 def _whole(times: Any) -> Any:

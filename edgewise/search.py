@@ -138,7 +138,8 @@ class Search:
                 break
             sampler.tell(points[k] for k in keys)
             seen += keys
-        self.passed_over[device] = set(able) - set(seen)
+        over = set(able) - set(seen)
+        self.passed_over[device] = over | {key for key, known in points.items() if known.same_as in over}
 
     def _set_clock(self, device: str) -> None:
         """What is left of the time is shared evenly by the devices that are left."""

@@ -49,18 +49,24 @@ class Steps:
 
     def start(self, device: str) -> dict[str, Known]:
         from edgewise.profiler.joining import answer_settings
+        from edgewise.profiler.lengths import Lengths
         from edgewise.selector.known import Known
 
         plan = self.plan
+        targets = [t for t in plan.targets if t.device == device]
+        lengths = Lengths((*self.splits.val, *self.splits.confirm))
         trained = {m.candidate: m.metrics for m in self.store.measurements() if m.stage == "train" and m.status == "ok"}
         found = {}
         for subject in self.subjects:
             size = Metric("size", "B", float(subject.size), method="sum of its files", n=1)
             metrics = {m.name: m for m in (size, *trained.get(subject.candidate, ()))}
-            for target in (t for t in plan.targets if t.device == device):
-                named = (subject.candidate, subject.recipe, subject.bundle.digest)
+            named = (subject.candidate, subject.recipe, subject.bundle.digest)
+            keys = {t: Entry(*named, t).key for t in targets}
+            alike = {t: keys[other] for t, other in lengths.alike(subject, targets).items()}
+            for target, key in keys.items():
                 entry = Entry(*named, target, metrics, reference=plan.reference)
-                found[entry.key] = Known(entry, f"{subject.bundle.digest} {answer_settings(target)}")
+                answers = f"{subject.bundle.digest} {answer_settings(target)}"
+                found[key] = Known(entry, answers, same_as=alike.get(target))
         return found
 
     def _subject(self, known: Known) -> Subject:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from edgewise.selector.budgets import check_budget
 from edgewise.selector.contest import set_up
@@ -56,16 +54,6 @@ class Board:
     def exact(self, column: int, i: int) -> bool:
         """Whether a point stands in a column as the choice will see it."""
         return all(self.items[i].exact(name) for name in self.names[column])
-
-    @cached_property
-    def narrowest(self) -> float:
-        """Half the narrowest interval of a full measurement in the last column, relative to its value; 0 of weights."""
-        if self.rules.weights:
-            return 0.0
-        last = self.real.columns[-1]
-        full = (i for i, k in enumerate(self.items) if k.full and last.score[i])
-        widths = (float(last.worse[i] / abs(last.score[i])) for i in full)
-        return min((w for w in widths if math.isfinite(w)), default=0.0)
 
     def sources(self, column: int) -> list[Source]:
         return list(dict.fromkeys(source_of(name) for name in self.names[column]))

@@ -106,11 +106,11 @@ class Contest:
             self.seen[key] = Gap(sign * found[0], self.z * abs(found[1])) if found is not None and usable else None
         return self.seen[key]
 
-    def play(self, left: Indices) -> tuple[int, list[Stage]]:
-        """One round among the entries `left`: the winner and how it came about."""
+    def play(self, left: Indices, start: int = 0) -> tuple[int, list[Stage]]:
+        """One round among the entries `left`, from the column `start` on: the winner and how it came about."""
         stages: list[Stage] = []
-        for column, c in enumerate(self.columns):
-            leader = self._leader(c, left)
+        for column in range(start, len(self.columns)):
+            leader = self._leader(self.columns[column], left)
             after = left[self.tied(column, leader, left)]
             stages.append(Stage(column, leader, left, after))
             left = after

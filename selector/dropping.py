@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from edgewise.paired import normal_quantile, paired_drop
 from edgewise.selector.board import Board
 from edgewise.selector.budgets import check_budget, metric_of
+from edgewise.selector.contest import Stage
 from edgewise.selector.known import Known, Rules, at_best
+from edgewise.selector.look import CALLS
 from edgewise.selector.words import finite, gap, label, limit_text, percent, unit_of
 from edgewise.showing import show
 from edgewise.types import Budget, Metric
-from edgewise.units import METRICS, PERCENTILES
-
-_CALLS = (*PERCENTILES, "latency_mean", "throughput")
+from edgewise.units import METRICS
 
 
 def drops(board: Board) -> dict[str, str]:
@@ -24,12 +24,23 @@ def drops(board: Board) -> dict[str, str]:
     for p, known in enumerate(board.items):
         if known.full:
             continue
-        reason = _broken(board, known)
+        reason = _double(board, known) or _broken(board, known)
         if reason is None and known.entry.key not in board.needed:
             reason = next((r for a in ahead if (r := _beaten(board, a, p))), None)
         if reason:
             found[known.entry.key] = reason
     return found
+
+
+def double_of(points: Mapping[str, Known], known: Known) -> Known | None:
+    """The point that this one is in all but name, where that one did not fail."""
+    other = points.get(known.same_as or "")
+    return None if other is None or other.entry.status != "ok" else other
+
+
+def _double(board: Board, known: Known) -> str | None:
+    other = double_of(board.points, known)
+    return f"{_start(known)}: the same as {label(other.entry)}, as both read every text alike" if other else None
 
 
 def _broken(board: Board, known: Known) -> str | None:
@@ -72,25 +83,9 @@ def _beaten(board: Board, a: int, p: int) -> str | None:
     for column in range(len(board.names)):
         if words := _surely_ahead(board, column, a, p):
             return f"{_start(board.items[p])}: {words}{_before(board, column)}"
-        last = column == len(board.names) - 1
-        if not _stays_with(board, column, a, p) and not (last and board.rules.settle and _settled(board, a, p)):
+        if not _stays_with(board, column, a, p):
             return None
-    if board.rules.settle:
-        names = " and ".join(n for of_column in board.names for n in of_column)
-        return f"{_start(board.items[p])}: in {names} it is at best tied with {_who(board, a)}"
     return _no_better(board, a, p)
-
-
-def _settled(board: Board, a: int, p: int) -> bool:
-    """Whether the incumbent is surely tied with p in the last objective, however good p may be there."""
-    if "answers" in board.sources(-1):  # compared row by row, when all rows are answered
-        return board.exact(-1, p) and board.real.gap(len(board.names) - 1, p, a).tied
-    real, hope = board.real.columns[-1], float(board.hope[-1][p])
-    if not math.isfinite(hope):
-        return False
-    # What p would be measured to in full is not known: as narrow as the narrowest so far.
-    noise = math.hypot(float(real.better[a]), board.narrowest * abs(hope))
-    return hope - float(real.score[a]) <= noise
 
 
 def _no_better(board: Board, a: int, p: int) -> str | None:
@@ -154,9 +149,9 @@ def width_in_full(board: Board, column: int, a: int, score: float) -> float:
     own, mine = max(float(real.worse[a]), float(real.better[a])), abs(float(real.score[a]))
     if rules.weights:
         shares = zip(names, rules.weights, strict=True)
-        least = math.hypot(*(w * rules.width for n, w in shares if n in _CALLS))
+        least = math.hypot(*(w * rules.width for n, w in shares if n in CALLS))
     else:
-        least = rules.width * mine if names[0] in _CALLS else 0.0
+        least = rules.width * mine if names[0] in CALLS else 0.0
     return max(own, least) * (max(1.0, abs(score) / mine) if mine else 1.0)
 
 
@@ -228,21 +223,41 @@ def leader_in_the_way(
     dropped: Mapping[str, str],
     memo: dict[tuple[str, str], tuple[float, float]],
 ) -> str | None:
-    """Key of a dropped point that cannot win, but would keep the winner from it if it keeps every budget.
+    """Key of a dropped point that cannot win, but if it keeps every budget another than the winner of those that were
+    measured would; None where there is none.
 
-    Ties are with the leader: one that is ahead of the winner by more than a tie, in an objective that decides before
-    the last, takes the winner out, and leaves the choice to another that is tied with both. None where there is none.
+    Ties are with the leader: one that leads in an objective that decides before the last may take the winner out, as it
+    is ahead of it by more than a tie, or bring another in, which is tied with it and not with the leader of those.
     """
     board = Board(points, rules, exclude, {}, (), memo)
     if len(board.names) < 2 or not board.incumbents:
         return None
     import numpy as np
 
-    winner, _ = board.real.play(np.array(board.incumbents))
+    winner, stages = board.real.play(np.array(board.incumbents))
     for i in sorted(range(len(board.items)), key=lambda i: (-float(board.guess[-1][i]), int(board.real.order[i]))):
         known = board.items[i]
-        if known.full or known.entry.key not in dropped or known.entry.key in exclude or _broken(board, known):
+        if known.full or known.entry.key not in dropped or known.entry.key in exclude:
+            continue
+        if _double(board, known) or _broken(board, known):
             continue
         if any(board.exact(c, i) and _ahead_by_values(board, c, i, winner) for c in range(len(board.names) - 1)):
             return known.entry.key
+        if _decides_otherwise(board, i, winner, stages):
+            return known.entry.key
     return None
+
+
+def _decides_otherwise(board: Board, i: int, winner: int, stages: Sequence[Stage]) -> bool:
+    """Whether another than the winner would win where point i leads in an objective before the last."""
+    last = len(board.names) - 1
+    for stage in stages:
+        if stage.column == last or not board.exact(stage.column, i):
+            return False  # whether it is still in the contest after this one is not known
+        score = board.real.columns[stage.column].score
+        if float(score[i]) > float(score[stage.leader]):
+            after = stage.before[board.real.tied(stage.column, i, stage.before)]
+            return not len(after) or board.real.play(after, stage.column + 1)[0] != winner
+        if not board.real.gap(stage.column, stage.leader, i).tied:
+            return False
+    return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from edgewise.selector.budgets import metric_of
 from edgewise.selector.contest import PairedComparison
 from edgewise.selector.look import TIMED, bounds_of_look, spread_of_numbers, spread_of_times
+from edgewise.selector.shorter import bounds_of_shorter
 from edgewise.selector.words import point
 from edgewise.types import Budget, Entry, Metric
 from edgewise.units import METRICS
@@ -40,7 +41,8 @@ class Known:
     """One bundle on one target, and what is known of it."""
 
     entry: Entry
-    """With the metrics so far: of a full measurement as it has them, of a part with its bounds at the race's level."""
+    """With the metrics so far: of a full measurement as it has them, of a part with its bounds at the race's level; the
+    times of one that was not timed as a shorter length bounds them."""
     answers: str
     """Points with the same one give the same answers: a bundle with all settings but the threads."""
     answered: Depth = "no"
@@ -51,6 +53,8 @@ class Known:
     """Seconds of the calls, one array a process."""
     numbers: Mapping[str, Metric] = field(default_factory=dict, compare=False)
     """Start-up and memory of a look, as means over its processes."""
+    same_as: str | None = None
+    """Key of a point that is the same in all but name: another length, which leaves the same tokens of every row."""
 
     @property
     def full(self) -> bool:
@@ -90,11 +94,12 @@ class Rules:
     """Points that are measured in full together."""
     twice: int = 6
     """Looks in two processes, which tell how far processes lie apart; later ones are one process."""
+    tried: int = 6
+    """Looks that tell whether a budget of times breaks most points, so that all are looked at before they answer."""
+    most: float = 0.6
+    """What share is most."""
     looks: int = 4
     """Processes in which a point is looked at, at most, before it is measured in full."""
-    settle: bool = True
-    """Whether a point need not be measured in full that is at best tied with one that was: the choice is then that of
-    measuring everything, or tied with it."""
 
     @property
     def references(self) -> dict[str, str]:
@@ -133,7 +138,8 @@ def as_guessed(known: Known) -> Known:
 
 
 def with_bounds(points: Mapping[str, Known], level: float) -> dict[str, Known]:
-    """Every point that was looked at with its bounds anew: each process tells more of how far processes lie apart."""
+    """Every point that was looked at with its bounds anew: each process tells more of how far processes lie apart. Of
+    those that were not looked at, where a shorter length of the same bundle was, with what that one's calls say."""
     full = [k.entry.metrics for k in points.values() if k.timed == "full"]
     told = [*full, *(k.numbers for k in points.values() if k.timed == "part")]
     spreads = {
@@ -146,8 +152,14 @@ def with_bounds(points: Mapping[str, Known], level: float) -> dict[str, Known]:
         if known.timed == "part":
             batch = known.entry.target.run.batch_size if known.entry.target else 1
             bounds = bounds_of_look(known.times, known.numbers, spreads, level, batch_size=batch)
-            found[key] = replace(known, entry=replace(known.entry, metrics={**known.entry.metrics, **bounds}))
+            found[key] = _with_metrics(known, bounds)
+    for key, metrics in bounds_of_shorter(points.values(), spreads, level).items():
+        found[key] = _with_metrics(points[key], metrics)
     return found
+
+
+def _with_metrics(known: Known, metrics: Mapping[str, Metric]) -> Known:
+    return replace(known, entry=replace(known.entry, metrics={**known.entry.metrics, **metrics}))
 
 
 def pairing_of(points: Mapping[str, Known], memo: dict[tuple[str, str], tuple[float, float]]) -> PairedComparison:

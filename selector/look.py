@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 STARTUP = ("startup", *(f"startup_{n}" for n in ("interpreter", "imports", "load", "session", "first")))
 MEMORY = ("peak_rss", "empty_rss", "pss", "uss")
-TIMED = (*PERCENTILES, "latency_mean", "throughput", *STARTUP, *MEMORY)
+CALLS = (*PERCENTILES, "latency_mean", "throughput")
+TIMED = (*CALLS, *STARTUP, *MEMORY)
 """The metrics that a look bounds."""
 
 

@@ -5,11 +5,13 @@ or two with few calls; its answers, to some rows and then to all; a full measure
 rounds of a full measurement, the race drops what surely cannot be chosen; it names what to do next. The same code
 drives real measuring and the replay of a recorded run.
 
-A point is dropped when
+A point is dropped when it is the same as another in all but name, and when
 
-1. a budget is surely broken: by its size or training time, by the bound of the answers so far, by the bound of a look;
+1. a budget is surely broken: by its size or training time, by the bound of the answers so far, by the bound of a look
+   at it or at a shorter length;
 2. a point that was measured in full and keeps every budget surely beats it under the rule of `contest`: ahead by more
-   than a tie in one objective, and in each objective before it still in the contest whenever the other one is.
+   than a tie in one objective, and in each objective before it still in the contest whenever the other one is; or it is
+   surely no better than such a point in any.
 
 'Surely' is one-sided at `Rules.level`, each test for itself: the odds of losing the winner are the number of tests that
 *it* meets times 1 - level. What is left is measured in full, the most promising first.
@@ -26,6 +28,10 @@ from typing import Literal
 from edgewise.selector.board import Board
 from edgewise.selector.dropping import drops, leader_in_the_way, width_in_full
 from edgewise.selector.known import Known, Rules, source_of
+from edgewise.selector.look import CALLS
+from edgewise.selector.shorter import family_of, length_of
+from edgewise.selector.words import point
+from edgewise.types import Budget
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) 
     for column in range(len(board.names)):
         step, pool = (None, _seen(board, column, pool)) if hurry else (_missing(board, column, pool), pool)
         if step:
-            return step
+            return (_look_first(board, pool) or step) if step.kind == "answer" else step
         pool = _may_lead(board, column, pool)
         partly = [i for i in pool if "answers" in board.sources(column) and board.items[i].answered == "part"]
         if partly and not hurry:
@@ -144,6 +150,9 @@ def next_step(board: Board, dropped: Mapping[str, str], *, hurry: bool = False) 
         return again
     behind = {*near, *set(pool).difference(ties)}
     pool = sorted(pool, key=lambda i: (i in behind, -float(board.guess[-1][i]), int(board.real.order[i])))
+    if not hurry:  # beside it the one that looks best in the first objective: where all tie, it is the choice
+        best = min(pool, key=lambda i: (i in near, -float(board.guess[0][i]), int(board.real.order[i])))
+        pool = list(dict.fromkeys([pool[0], best, *pool]))
     return _finish(board, pool[: 1 if hurry else board.rules.batch], hurry)
 
 
@@ -166,17 +175,60 @@ def _missing(board: Board, column: int, pool: list[int]) -> Step | None:
     """The cheap knowledge of one objective that points of the pool lack."""
     for source in board.sources(column):
         lacking = [i for i in pool if board.items[i].depth(source) == "no"]
-        if lacking and source == "look":
-            return _look(board, lacking)
+        if lacking and source == "look" and (worth := _worth_a_look(board, column, pool, lacking)):
+            return _look(board, worth)
         if lacking and source == "answers":
             part = bool(board.rules.part)
             return _answer(board, lacking if part else _with_siblings(board, lacking), part=part)
     return None
 
 
+def _worth_a_look(board: Board, column: int, pool: list[int], lacking: list[int]) -> list[int]:
+    """Of each bundle the shortest length, as it bounds the longer ones; then of these who may lead."""
+    timed = [name for name in board.names[column] if source_of(name) == "look"]
+    if unknown := [i for i in lacking if any(name not in board.items[i].entry.metrics for name in timed)]:
+        return _shortest(board, unknown)
+    if "answers" in board.sources(column) and any(board.items[i].answered == "no" for i in pool):
+        return []  # weights: who may lead is not known without them
+    leads = set(_may_lead(board, column, pool))
+    return [i for i in lacking if i in leads]
+
+
+def _shortest(board: Board, points: list[int]) -> list[int]:
+    """Of each bundle with the same settings but for the length."""
+    found: dict[object, int] = {}
+    for i in sorted(points, key=lambda i: length_of(board.items[i])):
+        found.setdefault(family_of(board.items[i]), i)
+    return sorted(found.values())
+
+
+def _look_first(board: Board, pool: list[int]) -> Step | None:
+    """A look before the answers, where a budget of times seems to break most of the pool: what it surely breaks need
+    not be answered, nor its longer lengths. A few looks tell, from all over the pool."""
+    rules = board.rules
+    timed = [b for b in rules.budgets if b.metric in CALLS]
+    seen = [k for k in board.points.values() if k.timed != "no"]
+    known = {family_of(k) for k in seen}
+    unknown = _shortest(board, [i for i in pool if family_of(board.items[i]) not in known])
+    if not timed or not unknown:
+        return None
+    if len(seen) < rules.tried:
+        return _look(board, unknown[:: max(1, len(unknown) // rules.tried)][: rules.tried])
+    broken = sum(any(not _met(k, b) for b in timed) for k in seen)
+    return _look(board, unknown) if broken >= rules.most * len(seen) else None
+
+
+def _met(known: Known, budget: Budget) -> bool:
+    """By the value alone."""
+    value = point(known.entry.metrics.get(budget.metric))
+    return value is None or (value <= budget.limit if budget.op == "<=" else value >= budget.limit)
+
+
 def _seen(board: Board, column: int, pool: list[int]) -> list[int]:
-    """Those of the pool of which something is known in this objective; all, where nothing is known of any."""
-    return [i for i in pool if math.isfinite(float(board.guess[column][i]))] or pool
+    """Those of the pool of which something of their own is known in this objective; all, where there is none."""
+    needs_look = "look" in board.sources(column)
+    own = [i for i in pool if not (needs_look and board.items[i].timed == "no")]
+    return [i for i in own if math.isfinite(float(board.guess[column][i]))] or pool
 
 
 def _finish(board: Board, top: list[int], hurry: bool) -> Step:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from edgewise.selector.budgets import check_budgets
+from edgewise.selector.dropping import double_of
 from edgewise.selector.known import Known, Rules
+from edgewise.selector.look import TIMED
 from edgewise.selector.race import RaceEnd
 from edgewise.selector.whatif import NOTHING
 from edgewise.selector.words import all_of, on_device, percent, plural
@@ -71,10 +73,21 @@ def _none_in_full(selection: Selection, end: RaceEnd) -> str:
 
 
 def _verdict(known: Known, reason: str, rules: Rules) -> Verdict:
-    metrics = {name: _with_its_sample(m) for name, m in known.entry.metrics.items()}
+    metrics = {name: _with_its_sample(_its_own(known, m)) for name, m in known.entry.metrics.items()}
     entry = replace(known.entry, partial=True, metrics=metrics)
     checks = check_budgets(entry, rules.budgets, rules.confidence)
     return Verdict(entry, checks, False, False, None, None, reason=reason)
+
+
+def _its_own(known: Known, metric: Metric) -> Metric:
+    """Of a point that was not timed, a time is that of a shorter length: a bound, and no value of its own."""
+    if known.timed != "no" or metric.name not in TIMED or metric.kind != "estimated":
+        return metric
+    low, high = metric.low, metric.high
+    bound = f": at least {show(low, metric.unit)}" if low else f": at most {show(high, metric.unit)}" if high else ""
+    return replace(
+        metric, value=None, low=None, high=None, level=None, n=0, kind="unavailable", why=f"{metric.why}{bound}"
+    )
 
 
 def _with_its_sample(metric: Metric) -> Metric:
@@ -101,10 +114,12 @@ def _left_out(end: RaceEnd, rules: Rules, time: str) -> str:
         return ""
     full = sum(k.full for k in end.points.values())
     parts = [f"{full} of {plural(len(end.points), 'point')} (bundle and run settings) measured in full"]
-    if end.dropped:
-        untouched = sum(_untouched(end.points, key) for key in end.dropped)
+    if doubles := {key for key in end.dropped if double_of(end.points, end.points[key])}:
+        parts.append(f"{len(doubles)} the same as one of the others, as both read every text alike")
+    if bounded := set(end.dropped) - doubles:
+        untouched = sum(_untouched(end.points, key) for key in bounded)
         parts.append(
-            f"{len(end.dropped)} dropped, as they surely break a budget or cannot win, each by a bound at "
+            f"{len(bounded)} dropped, as they surely break a budget or cannot win, each by a bound at "
             f"{percent(rules.level)} ({untouched} without running them)"
         )
     if end.open:

@@ -21,7 +21,9 @@ from edgewise.progress import Reporter
 from edgewise.rundir import RunFolder
 
 
-def write_plan(folder: Path, tuned: Path, splits: Splits, search: str, budgets: str) -> Path:
+def write_plan(
+    folder: Path, tuned: Path, splits: Splits, search: str, budgets: str, lengths: tuple[int, ...] = (32, 64)
+) -> Path:
     data = folder / "reviews.csv"
     with data.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -36,7 +38,7 @@ data: {{path: {data}, split: {{train: 0.2, val: 0.4, confirm: 0.4}}}}
 candidates:
   - {{name: tiny, from: {tuned}, tune: none}}
 recipes: [fp32, int8-dynamic]
-devices: [{{name: here, run: {{threads: [1, 2], max_length: [32, 64]}}}}]
+devices: [{{name: here, run: {{threads: [1, 2], max_length: {list(lengths)}}}}}]
 budgets: {budgets}
 profile: {{percentile: p50, min_rounds: 5, max_rounds: 5, seconds: 0.05, width: 0.3}}
 {search}
@@ -180,6 +182,25 @@ def test_what_was_ended_early_and_is_asked_for_again_is_measured_to_its_end(
     assert early & whole
     assert early - whole <= {(v.entry.recipe, v.entry.target) for v in selection.verdicts if v.entry.partial}
     assert all(m.stage == "look" for m in timed if "early" in m.conditions["rounds"]["stopped"])
+
+
+@pytest.mark.slow
+def test_lengths_that_come_to_the_same_are_measured_once(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, tuned, review_splits, "search: race", "{}", (32, 128, 100))
+    result = run_fit(plan, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    (selection,) = result.selections
+    same = [v for v in selection.verdicts if "the same as" in v.reason]
+    assert len(same) == 4  # two bundles with two numbers of threads
+    assert all(v.entry.target and v.entry.target.run.max_length == 128 for v in same)
+    assert all("length 100), as both read every text alike" in v.reason for v in same)
+    assert "4 the same as one of the others" in selection.left_out
+    with Store(RunFolder(tmp_path / "run").store) as store:
+        measured = {
+            m.target.run.max_length for m in store.measurements() if m.target and m.stage in ("look", "profile")
+        }
+    assert 128 not in measured
+    assert 100 in measured
+    assert "the same as" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_dry_run_says_what_a_search_would_do(tuned: Path, review_splits: Splits, tmp_path: Path) -> None:
