@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgewise.data import Splits
     from edgewise.plan import Plan, ProfileSpec
     from edgewise.profiler import Store, Subject
+    from edgewise.profiler.lengths import Lengths
     from edgewise.profiler.rounds import Interim
     from edgewise.selector.known import Known, Rules
     from edgewise.selector.look import Floats
@@ -49,12 +50,10 @@ class Steps:
 
     def start(self, device: str) -> dict[str, Known]:
         from edgewise.profiler.joining import answer_settings
-        from edgewise.profiler.lengths import Lengths
         from edgewise.selector.known import Known
 
         plan = self.plan
         targets = [t for t in plan.targets if t.device == device]
-        lengths = Lengths((*self.splits.val, *self.splits.confirm))
         trained = {m.candidate: m.metrics for m in self.store.measurements() if m.stage == "train" and m.status == "ok"}
         found = {}
         for subject in self.subjects:
@@ -62,12 +61,18 @@ class Steps:
             metrics = {m.name: m for m in (size, *trained.get(subject.candidate, ()))}
             named = (subject.candidate, subject.recipe, subject.bundle.digest)
             keys = {t: Entry(*named, t).key for t in targets}
-            alike = {t: keys[other] for t, other in lengths.alike(subject, targets).items()}
+            alike = {t: keys[other] for t, other in self._lengths.alike(subject, targets).items()}
             for target, key in keys.items():
                 entry = Entry(*named, target, metrics, reference=plan.reference)
                 answers = f"{subject.bundle.digest} {answer_settings(target)}"
                 found[key] = Known(entry, answers, same_as=alike.get(target))
         return found
+
+    @cached_property
+    def _lengths(self) -> Lengths:
+        from edgewise.profiler.lengths import Lengths
+
+        return Lengths((*self.splits.val, *self.splits.confirm))
 
     def _subject(self, known: Known) -> Subject:
         named = (known.entry.candidate, known.entry.recipe)
