@@ -19,7 +19,8 @@ that describes the machine. What training and export cost is in neither.
     python benchmarks/search.py --run second     (as long; better an hour later)
     python benchmarks/search.py --replay         (four minutes; writes benchmarks/results/search.json)
 
-Needs an otherwise idle machine. --small: two bundles and short rounds, to try the script itself.
+Needs an otherwise idle machine. --small: two bundles and short rounds, to try the script itself. --swap: the search on
+the second run, and the first is the truth; nothing is written.
 """
 
 from __future__ import annotations
@@ -104,12 +105,15 @@ def _tell(done: int, total: int, what: str) -> None:
         print(f"  {done}/{total} {what}", file=sys.stderr, flush=True)
 
 
-def replay(small: bool) -> None:
-    """The search on the first run, judged by the second; the table, and the committed result."""
+def replay(small: bool, swap: bool) -> None:
+    """The search on the first run, judged by the second; the table, and the committed result.
+
+    swap: the other way round, and the table alone.
+    """
     from conditions import here, save
     from search_replay import Recorded, judged
 
-    first, second = (Recorded(store_of(n, small)) for n in RUNS)
+    first, second = (Recorded(store_of(n, small)) for n in sorted(RUNS, reverse=swap))
     cases = [judged(first, second, number) for number in range(len(first.sets()))]
     result = {
         **here(),
@@ -122,7 +126,7 @@ def replay(small: bool) -> None:
     }
     print(table(cases))
     print("\n".join(f"{k}: {v}" for k, v in result["summary"].items()))
-    if not small:
+    if not small and not swap:
         print(save("search", result))
 
 
@@ -175,6 +179,7 @@ def main() -> int:
     parser.add_argument("--make", action="store_true", help="tune and export, and measure nothing")
     parser.add_argument("--run", choices=list(RUNS))
     parser.add_argument("--replay", action="store_true")
+    parser.add_argument("--swap", action="store_true", help="with --replay: the runs the other way round")
     parser.add_argument("--small", action="store_true", help="a small space, to try the script")
     args = parser.parse_args()
     if not (args.make or args.run or args.replay):
@@ -185,7 +190,7 @@ def main() -> int:
     if args.run:
         run(args.run, args.small)
     if args.replay:
-        replay(args.small)
+        replay(args.small, args.swap)
     return 0
 
 
