@@ -113,7 +113,7 @@ def replay(small: bool, swap: bool) -> None:
     from conditions import here, save
     from search_replay import Recorded, judged
 
-    first, second = (Recorded(store_of(n, small)) for n in sorted(RUNS, reverse=swap))
+    first, second = (Recorded(store_of(n, small)) for n in (reversed(RUNS) if swap else RUNS))
     cases = [judged(first, second, number) for number in range(len(first.sets()))]
     result = {
         **here(),

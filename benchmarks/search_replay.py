@@ -22,7 +22,7 @@ from edgewise.selector.contest import set_up
 from edgewise.selector.known import Known, Rules, with_bounds
 from edgewise.selector.race import Step, race
 from edgewise.selector.words import gap, unit_of
-from edgewise.types import Budget, Entry, Measurement, Metric, Selection
+from edgewise.types import Budget, Entry, Measurement, Metric, Selection, Target
 from edgewise.units import METRICS, RELATIVE, parse_budget
 
 WORKERS = 2
@@ -79,6 +79,12 @@ class Point:
     compared: Measurement | None
 
     @property
+    def family(self) -> tuple[str | None, Target]:
+        """What points share that differ in their length alone."""
+        assert self.entry.target is not None
+        return self.entry.content_digest, self.entry.target.at_any_length()
+
+    @property
     def beside(self) -> float:
         """Seconds of a process beside its timed calls; the first round also lists the nodes of the graph."""
         return float(np.median([w - t.sum() for w, t in zip(self.walls[1:], self.times[1:], strict=True)]))
@@ -132,7 +138,7 @@ class Recorded:
 
     def same_as(self, point: Point) -> str | None:
         """Key of the shortest length of its bundle and threads that cuts no row, where it is a longer one."""
-        alike = (p for p in self.points.values() if _but_for_length(p) == _but_for_length(point) and not _cuts(p))
+        alike = (p for p in self.points.values() if p.family == point.family and not _cuts(p))
         shortest = min(alike, key=_length, default=point)
         return shortest.entry.key if _length(shortest) < _length(point) else None
 
@@ -344,11 +350,6 @@ class Replay:
 def _length(point: Point) -> int:
     assert point.entry.target is not None
     return point.entry.target.run.max_length or 0
-
-
-def _but_for_length(point: Point) -> tuple[str | None, int]:
-    assert point.entry.target is not None
-    return point.entry.content_digest, point.entry.target.run.threads
 
 
 def _cuts(point: Point) -> bool:

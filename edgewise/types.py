@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from edgewise.errors import PlanError, nearest
@@ -151,6 +151,10 @@ class Target:
 
     def text(self) -> str:
         return f"{self.device}: {self.run.text()}"
+
+    def at_any_length(self) -> Target:
+        """What targets share that differ in their length alone."""
+        return replace(self, run=replace(self.run, max_length=None))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from edgewise.profiler.plumbing import (
     job_inputs,
     job_run,
     job_subject,
+    length_of,
     no_progress,
     pick_devices,
     rows_apart_from_slices,
@@ -132,14 +133,12 @@ class _Task:
 
     @property
     def length(self) -> float:
-        """Tokens that a text is cut to; what the model allows, where nothing is said."""
-        return self.target.run.max_length or self.subject.manifest.preprocessing.get("max_length") or math.inf
+        return length_of(self.subject, self.target)
 
     @property
     def chain(self) -> tuple[int, str]:
         """Tasks with the same chain differ in length alone."""
-        run = replace(self.target.run, max_length=None)
-        return id(self.subject), answer_settings(replace(self.target, run=run))
+        return id(self.subject), answer_settings(self.target.at_any_length())
 
 
 @dataclass(frozen=True)

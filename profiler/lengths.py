@@ -10,7 +10,7 @@ from edgewise.bundle import Bundle
 from edgewise.data import Row
 from edgewise.errors import EdgewiseError
 from edgewise.profiler.graphs import GraphFile
-from edgewise.profiler.plumbing import Subject
+from edgewise.profiler.plumbing import Subject, length_of
 from edgewise.runtime.text import TextEncoder, is_far_longer
 from edgewise.types import RunSettings, Target
 
@@ -25,7 +25,7 @@ class Lengths:
     """Which targets come to the same on these rows, as their lengths leave the same tokens of every one."""
 
     rows: Sequence[Row]
-    _longest: dict[tuple[str, int], float] = field(default_factory=dict)
+    _longest: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     """(sha256 of a tokenizer, tokens that matter) -> tokens of the longest row."""
 
     def alike(self, subject: Subject, targets: Iterable[Target]) -> dict[Target, Target]:
@@ -36,11 +36,9 @@ class Lengths:
         """
         if isinstance(subject.bundle, GraphFile) or subject.manifest.task not in _TASKS:
             return {}
-        allowed = subject.manifest.preprocessing.get("max_length") or math.inf
         families: dict[Target, list[tuple[float, Target]]] = {}
         for target in targets:
-            family = replace(target, run=replace(target.run, max_length=None))
-            families.setdefault(family, []).append((min(target.run.max_length or math.inf, allowed), target))
+            families.setdefault(target.at_any_length(), []).append((length_of(subject, target), target))
         found: dict[Target, Target] = {}
         for members in families.values():
             lengths = sorted({length for length, _ in members})
@@ -63,7 +61,8 @@ class Lengths:
         return self._longest[key]
 
     def _count(self, encoder: TextEncoder, most: int) -> float:
-        whole, longest = replace(encoder, tokenizer=encoder.uncut, length=None), 0
+        encoder.tokenizer.no_truncation()
+        whole, longest = replace(encoder, length=None), 0
         for start in range(0, len(self.rows), _CHUNK):
             items = [
                 r.text if r.text_pair is None else (r.text, r.text_pair) for r in self.rows[start : start + _CHUNK]

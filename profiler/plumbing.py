@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -56,6 +57,11 @@ class Subject:
         if isinstance(self.bundle, GraphFile):
             raise EdgewiseError(f"{self.bundle.path} is an ONNX file: no text goes in, and no label comes out")
         return self.bundle.manifest
+
+
+def length_of(subject: Subject, target: Target) -> float:
+    """Tokens that a text is cut to; what the model allows, where nothing is said; infinity where it allows any."""
+    return target.run.max_length or subject.manifest.preprocessing.get("max_length") or math.inf
 
 
 def hashing_s(subject: Subject) -> float:

@@ -28,6 +28,11 @@ def check_budgets(entry: Entry, budgets: Sequence[Budget], confidence: float = 0
     return tuple(check_budget(entry, budget, confidence) for budget in budgets)
 
 
+def over(budget: Budget, value: float) -> float:
+    """By how much a value breaks the limit, canonical unit; 0 or less where it keeps it."""
+    return value - budget.limit if budget.op == "<=" else budget.limit - value
+
+
 def check_budget(entry: Entry, budget: Budget, confidence: float) -> BudgetCheck:
     """One budget held against one entry."""
     metric = metric_of(entry, budget.metric, budget.relative_to)

@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from edgewise.paired import normal_quantile, paired_drop
 from edgewise.selector.board import Board
-from edgewise.selector.budgets import check_budget, metric_of
+from edgewise.selector.budgets import check_budget, metric_of, over
 from edgewise.selector.contest import Stage
 from edgewise.selector.known import Known, Rules, at_best
 from edgewise.selector.look import CALLS
 from edgewise.selector.words import finite, gap, label, limit_text, percent, unit_of
 from edgewise.showing import show
-from edgewise.types import Budget, Metric
+from edgewise.types import Metric
 from edgewise.units import METRICS
 
 
@@ -54,17 +54,13 @@ def _broken(board: Board, known: Known) -> str | None:
             continue
         metric = metric_of(known.entry, budget.metric, budget.relative_to)
         best = at_best(known, metric, budget.metric)
-        if metric is not None and finite(best) and best is not None and _over(budget, best) > 0:
+        if metric is not None and finite(best) and best is not None and over(budget, best) > 0:
             side = "over" if budget.op == "<=" else "under"
             return (
-                f"{_start(known)}: {_at_least(metric, best, rules.level)}, {gap(_over(budget, best), budget.unit)} "
+                f"{_start(known)}: {_at_least(metric, best, rules.level)}, {gap(over(budget, best), budget.unit)} "
                 f"{side} the budget of {limit_text(budget)}"
             )
     return None
-
-
-def _over(budget: Budget, value: float) -> float:
-    return value - budget.limit if budget.op == "<=" else budget.limit - value
 
 
 def _start(known: Known) -> str:

@@ -26,6 +26,7 @@ from functools import partial
 from typing import Literal
 
 from edgewise.selector.board import Board
+from edgewise.selector.budgets import over
 from edgewise.selector.dropping import drops, leader_in_the_way, width_in_full
 from edgewise.selector.known import Known, Rules, source_of
 from edgewise.selector.look import CALLS
@@ -207,21 +208,23 @@ def _look_first(board: Board, pool: list[int]) -> Step | None:
     not be answered, nor its longer lengths. A few looks tell, from all over the pool."""
     rules = board.rules
     timed = [b for b in rules.budgets if b.metric in CALLS]
+    if not timed:
+        return None
     seen = [k for k in board.points.values() if k.timed != "no"]
     known = {family_of(k) for k in seen}
     unknown = _shortest(board, [i for i in pool if family_of(board.items[i]) not in known])
-    if not timed or not unknown:
+    if not unknown:
         return None
     if len(seen) < rules.tried:
         return _look(board, unknown[:: max(1, len(unknown) // rules.tried)][: rules.tried])
-    broken = sum(any(not _met(k, b) for b in timed) for k in seen)
+    broken = sum(any(_breaks(k, b) for b in timed) for k in seen)
     return _look(board, unknown) if broken >= rules.most * len(seen) else None
 
 
-def _met(known: Known, budget: Budget) -> bool:
+def _breaks(known: Known, budget: Budget) -> bool:
     """By the value alone."""
     value = point(known.entry.metrics.get(budget.metric))
-    return value is None or (value <= budget.limit if budget.op == "<=" else value >= budget.limit)
+    return value is not None and over(budget, value) > 0
 
 
 def _seen(board: Board, column: int, pool: list[int]) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgewise.errors import need_extra
-from edgewise.selector.budgets import metric_of
+from edgewise.selector.budgets import metric_of, over
 from edgewise.selector.known import Known, Rules
 from edgewise.selector.weighted import difference
 from edgewise.selector.words import point
@@ -80,22 +80,22 @@ class Sampler:
         if known.entry.status != "ok":
             return 100 * _UNKNOWN
         rules = self._rules
-        over = sum(_overshoot(known, b) for b in rules.budgets)
+        broken = sum(_overshoot(known, b) for b in rules.budgets)
         weights = rules.weights or [_LATER**i for i in range(len(rules.objective))]
         worse = 0.0
         for name, weight in zip(rules.objective, weights, strict=True):
             value = point(metric_of(known.entry, name, rules.references.get(name)))
             apart = None if value is None else difference(name, self._best.setdefault(name, value), value)
             worse += weight * (1.0 if apart is None else apart)
-        return 1000 * over + worse
+        return 1000 * broken + worse
 
 
 def _overshoot(known: Known, budget: Budget) -> float:
     value = point(metric_of(known.entry, budget.metric, budget.relative_to))
     if value is None:
         return _UNKNOWN
-    over = value - budget.limit if budget.op == "<=" else budget.limit - value
-    return max(0.0, over / (abs(budget.limit) or 1.0)) if math.isfinite(over) else _UNKNOWN
+    beyond = over(budget, value)
+    return max(0.0, beyond / (abs(budget.limit) or 1.0)) if math.isfinite(beyond) else _UNKNOWN
 
 
 def _place(known: Known) -> tuple[Any, ...]:

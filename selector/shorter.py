@@ -26,6 +26,8 @@ def bounds_of_shorter(
     from process to process.
     """
     timed: dict[tuple[str | None, Target], Known] = {}
+    bounds: dict[str, dict[str, Metric]] = {}
+    """By the key of the shorter one."""
     found: dict[str, dict[str, Metric]] = {}
     for known in sorted(points, key=length_of):
         family = family_of(known)
@@ -33,10 +35,10 @@ def bounds_of_shorter(
             continue
         if known.times:
             timed[family] = known
-        elif (
-            known.timed == "no" and (shorter := timed.get(family)) is not None and length_of(shorter) < length_of(known)
-        ):
-            found[known.entry.key] = _bounds(shorter, spreads, level)
+        elif known.timed == "no" and (shorter := timed.get(family)) is not None:
+            if shorter.entry.key not in bounds:
+                bounds[shorter.entry.key] = _bounds(shorter, spreads, level)
+            found[known.entry.key] = bounds[shorter.entry.key]
     return found
 
 
@@ -49,9 +51,7 @@ def length_of(known: Known) -> float:
 def family_of(known: Known) -> tuple[str | None, Target] | None:
     """What points share that differ in their length alone."""
     target = known.entry.target
-    if target is None:
-        return None
-    return known.entry.content_digest, replace(target, run=replace(target.run, max_length=None))
+    return None if target is None else (known.entry.content_digest, target.at_any_length())
 
 
 def _bounds(shorter: Known, spreads: Mapping[str, Spread], level: float) -> dict[str, Metric]:
